@@ -1,0 +1,1 @@
+"""Builds on this device: how their files come here, where they lie, which ones are installed and active."""

@@ -1,0 +1,67 @@
+"""What this device believes: the keys pinned when it joined (wire 5, wire 8.2).
+
+Invariant: only bytes that a pinned key signed for the right purpose leave this module, and only as parsed values. A
+key that vouches for assignments cannot vouch for a build, nor the reverse: who steals the controller can only choose
+among builds that the builder signed. Does not judge whether an assignment is for this device, fresh or newer
+(`wire.assignment.judge`), nor whether a build fits (`updates/precheck.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.errors import TrustError
+from wire import envelope
+from wire.assignment import Assignment, parse_assignment
+from wire.enrolment import TrustBundle
+from wire.errors import SignatureError, VersionError, WireError
+from wire.manifest import Manifest, build_id, parse_manifest
+
+
+class Pinned:
+    """The pinned keys. Raises TrustError ("malformed") when the bundle's keys cannot be read."""
+
+    def __init__(self, bundle: TrustBundle) -> None:
+        try:
+            self._builders = _by_id(bundle.builder_keys)
+            self._assigners = _by_id(bundle.assignment_keys)
+        except WireError as error:
+            raise TrustError(
+                f"the pinned trust bundle is broken: {error}; enrol the device again", "malformed"
+            ) from error
+
+    def open_assignment(self, data: bytes) -> Assignment:
+        """Return the assignment in the envelope ``data``.
+
+        Raises TrustError: "bad_signature" (unknown key, wrong purpose, changed bytes), "version" or "malformed".
+        """
+        try:
+            return parse_assignment(envelope.open_envelope(data, envelope.ASSIGNMENT, self._assigners))
+        except WireError as error:
+            raise _refusal("assignment", error) from error
+
+    def open_manifest(self, data: bytes) -> tuple[str, Manifest, bytes]:
+        """Return the build id, the manifest and its bytes as signed, from the envelope ``data``.
+
+        Raises TrustError: "bad_signature", "version" or "malformed".
+        """
+        try:
+            payload = envelope.open_envelope(data, envelope.MANIFEST, self._builders)
+            return build_id(payload), parse_manifest(payload), payload
+        except WireError as error:
+            raise _refusal("manifest", error) from error
+
+
+def _by_id(keys: list[str]) -> Mapping[str, envelope.PublicKey]:
+    decoded = [envelope.decode_public_key(text) for text in keys]
+    return {envelope.key_id(key): key for key in decoded}
+
+
+def _refusal(what: str, error: WireError) -> TrustError:
+    if isinstance(error, SignatureError):
+        return TrustError(
+            f"{what} refused: {error}; if the fleet's keys changed, enrol the device again", "bad_signature"
+        )
+    if isinstance(error, VersionError):
+        return TrustError(f"{what} refused: {error}; update the agent", "version")
+    return TrustError(f"{what} refused: {error}", "malformed")
