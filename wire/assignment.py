@@ -41,7 +41,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     (an envelope) by its SHA-256 and size. ``build`` None asks for the component's removal.
     """
 
-    component: Annotated[str, Meta(pattern="^model:[a-z0-9][a-z0-9._-]{0,62}$")]
+    component: Annotated[str, Meta(pattern=r"^model:[a-z0-9][a-z0-9._-]{0,62}\Z")]
     generation: Annotated[int, Meta(ge=1)]
     execution: Name
     build: Name | None

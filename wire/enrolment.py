@@ -20,7 +20,7 @@ from wire.errors import MalformedError
 from wire.messages import Name, Text
 
 MAX_BYTES: Final = 64 * 1024
-_TOKEN: Final = re.compile(r"^muster-join-1\.([a-z0-9-]{1,63})\.([a-z2-7]{16})\.([a-z2-7]{32})\.([a-z2-7]{52})$")
+_TOKEN: Final = re.compile(r"^muster-join-1\.([a-z0-9-]{1,63})\.([a-z2-7]{16})\.([a-z2-7]{32})\.([a-z2-7]{52})\Z")
 Pem = Annotated[str, Meta(max_length=16_384)]
 
 
@@ -60,7 +60,7 @@ class EnrolRequest(Message, frozen=True, kw_only=True):
 class EnrolAnswer(Message, frozen=True, kw_only=True):
     """Who the device is now, and where it finds the fleet. ``chain_pem``: the certificate's issuers, nearest first."""
 
-    device: Annotated[str, Meta(pattern="^d-[a-z2-7]{26}$")]
+    device: Annotated[str, Meta(pattern=r"^d-[a-z2-7]{26}\Z")]
     certificate_pem: Pem
     chain_pem: Pem
     mqtt_host: Name

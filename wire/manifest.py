@@ -17,12 +17,12 @@ from wire.codec import Message, decode
 from wire.errors import MalformedError
 from wire.messages import Name, Text
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 MAX_BYTES: Final = 512 * 1024
 MAX_FILES: Final = 64
-_PATH: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+_PATH: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

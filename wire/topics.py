@@ -18,7 +18,7 @@ from wire.errors import MalformedError
 from wire.messages import Ack, ExecutionReport, Facts, Health, Heartbeat, Reported, State
 
 ROOT: Final = "muster/1"
-DEVICE_ID: Final = re.compile(r"^d-[a-z2-7]{26}$")
+DEVICE_ID: Final = re.compile(r"^d-[a-z2-7]{26}\Z")
 
 
 class Direction(Enum):
