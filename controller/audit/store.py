@@ -1,0 +1,78 @@
+"""Statements on the audit trail.
+
+Invariant: a row is written in the transaction of the deed itself, so there is no deed without its row and no row
+without its deed; a row is never changed except once, when the sealer numbers and chains it. Does not hash (`seal.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from controller.database.tables import audit
+
+AuditRow = Row[tuple[int, str, float, str, str, str, str, Any, int | None, str | None, str | None]]
+
+
+def record(
+    connection: Connection,
+    *,
+    tenant: str,
+    actor: str,
+    action: str,
+    thing: str,
+    at: float,
+    reason: str = "",
+    body: Mapping[str, Any] | None = None,
+) -> None:
+    """Note in the caller's transaction that ``actor`` did ``action`` to ``thing`` at ``at`` (seconds since 1970).
+
+    ``body``: plain JSON with what changed; never a secret. Words longer than their columns are cut.
+    """
+    connection.execute(
+        insert(audit).values(
+            tenant=tenant,
+            actor=actor[:128],
+            action=action[:64],
+            thing=thing[:200],
+            at=at,
+            reason=reason[:4096],
+            body=dict(body or {}),
+        )
+    )
+
+
+def page(connection: Connection, tenant: str, before: int | None, limit: int) -> Sequence[AuditRow]:
+    """Return a tenant's rows, the newest first, with an id below ``before``."""
+    statement = select(audit).where(audit.c.tenant == tenant).order_by(audit.c.id.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(audit.c.id < before)
+    return connection.execute(statement).all()
+
+
+def unsealed(connection: Connection, limit: int) -> Sequence[AuditRow]:
+    """Return the oldest rows that have no number yet."""
+    return connection.execute(select(audit).where(audit.c.number.is_(None)).order_by(audit.c.id).limit(limit)).all()
+
+
+def last_sealed(connection: Connection, tenant: str) -> AuditRow | None:
+    """Return a tenant's row with the highest number."""
+    statement = (
+        select(audit).where(audit.c.tenant == tenant, audit.c.number.is_not(None)).order_by(audit.c.number.desc())
+    )
+    return connection.execute(statement.limit(1)).one_or_none()
+
+
+def set_seal(connection: Connection, row: int, number: int, previous_hash: str, row_hash: str) -> None:
+    """Number and chain one row."""
+    connection.execute(
+        update(audit).where(audit.c.id == row).values(number=number, previous_hash=previous_hash, hash=row_hash)
+    )
+
+
+def sealed(connection: Connection, tenant: str, after: int, limit: int) -> Sequence[AuditRow]:
+    """Return a tenant's sealed rows with a number above ``after``, in order."""
+    statement = select(audit).where(audit.c.tenant == tenant, audit.c.number > after).order_by(audit.c.number)
+    return connection.execute(statement.limit(limit)).all()

@@ -1,0 +1,166 @@
+"""API tokens, one-time login codes and console sessions: secrets that are shown once and kept as hashes.
+
+Invariant: a token is believed only when its secret's SHA-256 fits in constant time, and it is neither expired nor
+revoked. Does not decide what a principal may do (`access.py`) nor read requests (`guard.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection
+
+from controller.audit.store import record
+from controller.database.connection import Database
+from controller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
+from controller.tenants import store
+from controller.tenants.access import ADMIN, TOKEN_ROLES, Principal
+
+PREFIX: Final = "mut"
+DEFAULT_TENANT: Final = "default"
+LOGIN_SECONDS: Final = 300.0
+SESSION_SECONDS: Final = 12 * 3600.0
+_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_TEXT: Final = re.compile(rf"^{PREFIX}\.([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})$")
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token at its birth: ``text`` is shown once and never stored."""
+
+    id: str
+    text: str
+
+    def __repr__(self) -> str:  # a secret must not end up in a log
+        return f"NewToken(id={self.id!r})"
+
+
+def make(
+    connection: Connection, *, tenant: str, name: str, role: str, now: float, expires: float | None = None
+) -> NewToken:
+    """Store a new API token and return it. ``expires``: seconds since 1970, None for never.
+
+    Raises InvalidError for an unknown role or a name that is not plain.
+    """
+    if role not in TOKEN_ROLES:
+        raise InvalidError(f"{role!r} is not a role of tokens; these are: {', '.join(TOKEN_ROLES)}", "bad_role")
+    if not _NAME.match(name):
+        raise InvalidError("a token's name has 1 to 63 letters, digits, '.', '_' or '-'", "bad_name")
+    if expires is not None and expires <= now:
+        raise InvalidError("a token cannot expire before it begins", "bad_expiry")
+    token, secret = base32(10), secrets.token_urlsafe(32)
+    store.add_token(
+        connection,
+        token=token,
+        tenant=tenant,
+        name=name,
+        role=role,
+        secret_sha256=sha256(secret),
+        created=now,
+        expires=expires,
+    )
+    return NewToken(token, f"{PREFIX}.{token}.{secret}")
+
+
+def verify(connection: Connection, text: str, now: float) -> Principal:
+    """Return the principal behind the token ``text``. Raises UnauthenticatedError with what to do."""
+    match = _TEXT.match(text)
+    row = store.find_token(connection, match[1]) if match else None
+    if match is None or row is None or not hmac.compare_digest(row.secret_sha256, sha256(match[2])):
+        raise UnauthenticatedError("this API token is not known: make one with `muster tokens create`", "bad_token")
+    return _principal(row, now)
+
+
+def revoke(connection: Connection, tenant: str, token: str, now: float) -> None:
+    """Make the token hold no more, from now on; its console sessions end with it.
+
+    Raises NotFoundError, or ConflictError (code "last_admin") for the only admin token that still holds.
+    """
+    row = store.find_token(connection, token)
+    if row is None or row.tenant != tenant:
+        raise NotFoundError(f"there is no token {token!r}", "no_token")
+    if row.role == ADMIN and store.valid_tokens(connection, tenant, ADMIN, now) == [token]:
+        raise ConflictError(
+            "this is the only admin token that holds: make another one before revoking it", "last_admin"
+        )
+    store.revoke_token(connection, token, now)
+
+
+def make_login_code(connection: Connection, token: str, now: float) -> str:
+    """Return a code that opens one console session for the token with this id, within ``LOGIN_SECONDS``."""
+    code = secrets.token_urlsafe(32)
+    store.add_login_code(connection, sha256(code), token, now + LOGIN_SECONDS, now)
+    return code
+
+
+def open_session(connection: Connection, code: str, now: float) -> str:
+    """Use up a login code and return the text of a new console session, good for ``SESSION_SECONDS``.
+
+    Raises UnauthenticatedError.
+    """
+    token = store.use_login_code(connection, sha256(code), now)
+    row = store.find_token(connection, token) if token else None
+    if row is None:
+        raise UnauthenticatedError(
+            "this login link was used or has expired: make a new one with `muster login`", "bad_login_code"
+        )
+    principal = _principal(row, now)
+    text = secrets.token_urlsafe(32)
+    store.add_session(connection, sha256(text), principal.id, now + SESSION_SECONDS, now)
+    return text
+
+
+def verify_session(connection: Connection, text: str, now: float) -> Principal:
+    """Return the principal behind a console session. Raises UnauthenticatedError."""
+    token = store.session_token(connection, sha256(text), now)
+    row = store.find_token(connection, token) if token else None
+    if row is None:
+        raise UnauthenticatedError("this session is over: log in again with `muster login`", "bad_session")
+    return _principal(row, now)
+
+
+def close_session(connection: Connection, text: str) -> None:
+    """End a console session."""
+    store.end_session(connection, sha256(text))
+
+
+def first_start(database: Database, now: float) -> str | None:
+    """Make the first tenant and its admin token; return the token's text this once, None on every later start."""
+    with database.begin() as connection:
+        if store.tenant_names(connection):
+            return None
+        store.add_tenant(connection, DEFAULT_TENANT, now)
+        token = make(connection, tenant=DEFAULT_TENANT, name="first-admin", role=ADMIN, now=now)
+        record(
+            connection,
+            tenant=DEFAULT_TENANT,
+            actor="system",
+            action="tenants.first_start",
+            thing=f"token:{token.id}",
+            at=now,
+        )
+    return token.text
+
+
+def sha256(text: str) -> str:
+    """Return the hash under which a secret is stored: it has 256 random bits, so no slow hash is needed."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def base32(size: int) -> str:
+    """Return ``size`` random bytes in lower-case base32 without padding."""
+    return base64.b32encode(secrets.token_bytes(size)).decode().rstrip("=").lower()
+
+
+def _principal(row: store.TokenRow, now: float) -> Principal:
+    if row.revoked is not None:
+        raise UnauthenticatedError("this API token was revoked: ask an admin for another", "revoked_token")
+    if row.expires is not None and row.expires <= now:
+        raise UnauthenticatedError("this API token has expired: ask an admin for another", "expired_token")
+    return Principal(tenant=row.tenant, role=row.role, id=row.id, name=row.name)
