@@ -1,0 +1,190 @@
+"""The HTTP API as the command line sees it: who to ask, with which token, and what a refusal means.
+
+Invariant: every failure becomes one of the errors in `controller/errors.py` with the server's own words, so that the
+exit code tells what happened. Never prints; never stores a token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from controller.errors import (
+    ConflictError,
+    ControllerError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    TooLargeError,
+    TooManyError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+TIMEOUT: Final = 30.0
+_ERRORS: Final[dict[int, type[ControllerError]]] = {
+    kind.status: kind
+    for kind in (
+        InvalidError,
+        UnauthenticatedError,
+        DeniedError,
+        NotFoundError,
+        ConflictError,
+        TooLargeError,
+        TooManyError,
+        UnavailableError,
+    )
+}
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a controller is and how to be known there. Kept in a file that only its owner can read."""
+
+    api_url: str
+    gateway_url: str
+    ca_file: str
+    token: str
+
+
+def login_file() -> Path:
+    """Return where the login of this user lies: MUSTER_LOGIN, or in the user's data directory."""
+    if chosen := os.environ.get("MUSTER_LOGIN"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "muster" / "login.json"
+
+
+def read_login(file: Path | None = None) -> Login:
+    """Return the login in ``file``. Raises UnauthenticatedError or InvalidError with what to do."""
+    file = file or login_file()
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Login)
+    except FileNotFoundError as error:
+        raise UnauthenticatedError(
+            f"there is no login at {file}: start a controller here (`muster local`, `muster up`), "
+            "or name its login file in MUSTER_LOGIN",
+            "no_login",
+        ) from error
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InvalidError(f"login file {file}: {error}", "bad_login") from error
+
+
+def write_login(file: Path, login: Login) -> None:
+    """Write ``login`` so that only this user can read it, in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(file.name + ".tmp")
+    with os.fdopen(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
+        output.write(msgspec.json.format(msgspec.json.encode(login), indent=2) + b"\n")
+    beside.replace(file)
+
+
+class Api:
+    """The API of one controller. Every method raises a ControllerError when the answer is not a success."""
+
+    def __init__(self, login: Login) -> None:
+        try:
+            self._client = httpx.Client(
+                base_url=login.api_url,
+                verify=_context(login.ca_file),
+                headers={"Authorization": f"Bearer {login.token}"},
+                timeout=TIMEOUT,
+                trust_env=False,
+            )
+        except OSError as error:
+            raise InvalidError(f"the login's ca_file {login.ca_file}: {error}", "bad_login") from error
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """Return the JSON of a GET; parameters that are None are left out."""
+        chosen = {name: value for name, value in parameters.items() if value is not None}
+        return self._json("GET", path, params=chosen)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Return the JSON of a POST."""
+        return self._json("POST", path, json={} if body is None else body)
+
+    def delete(self, path: str) -> Any:
+        """Return the JSON of a DELETE, None for an empty answer."""
+        return self._json("DELETE", path)
+
+    def exists(self, path: str) -> bool:
+        """Return whether a HEAD finds something."""
+        with unreachable(str(self._client.base_url)):
+            return self._client.head(path).status_code == 200
+
+    def upload(self, path: str, file: Path) -> Any:
+        """PUT the bytes of ``file``."""
+        with file.open("rb") as body:
+            return self._json("PUT", path, content=body, headers={"Content-Length": str(file.stat().st_size)})
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._client.close()
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Any:
+        with unreachable(str(self._client.base_url)):
+            answer = self._client.request(method, path, **arguments)
+        raise_for(answer.status_code, answer.content)
+        return msgspec.json.decode(answer.content) if answer.content else None
+
+
+class Gateway:
+    """The gateway of one fleet, as a client program uses it."""
+
+    def __init__(self, login: Login) -> None:
+        self._client = httpx.Client(
+            base_url=login.gateway_url,
+            verify=_context(login.ca_file),
+            headers={"Authorization": f"Bearer {login.token}"},
+            timeout=TIMEOUT,
+            trust_env=False,
+        )
+
+    def infer(self, model: str, body: bytes, deadline_ms: int | None = None) -> tuple[Any, Mapping[str, str]]:
+        """POST a V2 inference request; return the answer's JSON and its headers."""
+        headers = {"Content-Type": "application/json"}
+        if deadline_ms is not None:
+            headers["Muster-Deadline-Ms"] = str(deadline_ms)
+        with unreachable(str(self._client.base_url)):
+            answer = self._client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+        raise_for(answer.status_code, answer.content)
+        return msgspec.json.decode(answer.content), answer.headers
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._client.close()
+
+
+def raise_for(status: int, content: bytes) -> None:
+    """Raise the error that an answer with ``status`` stands for; return when it is a success."""
+    if 200 <= status < 300:
+        return
+    message, code = f"the server answered with status {status}", "error"
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+        message, code = str(fields.get("error", message)), str(fields.get("code", code))
+    except msgspec.MsgspecError:
+        pass  # an answer that is not ours: its status is all there is to say
+    kind = _ERRORS.get(status) or (UnavailableError if status in (502, 504) else ControllerError)
+    raise kind(message, code)
+
+
+@contextmanager
+def unreachable(url: str) -> Iterator[None]:
+    """Turn what goes wrong on the way into UnavailableError."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"{url} cannot be reached: {error or type(error).__name__}; is it running?", "unreachable"
+        ) from error
+
+
+def _context(ca_file: str) -> Any:
+    import ssl
+
+    return ssl.create_default_context(cafile=ca_file)
