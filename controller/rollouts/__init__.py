@@ -1,0 +1,1 @@
+"""Releases brought to the fleet in stages, and back again."""

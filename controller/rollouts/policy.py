@@ -1,0 +1,126 @@
+"""The documents an operator writes for a rollout: the policy and the selector.
+
+Invariant: what ``parse_policy`` and ``parse_selector`` return is complete and within bounds; what they refuse, they
+refuse with the field's name. A policy is frozen when its rollout is created: a running rollout never sees an edit.
+Decides nothing about a fleet (`plan.py`, `gate.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from controller.errors import InvalidError
+from wire.assignment import Policy as DevicePolicy
+from wire.messages import Name
+
+MAX_STAGES: Final = 32
+DAY: Final = 86_400.0
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Seconds = Annotated[float, Meta(ge=0, le=30 * DAY)]
+Label = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many devices one stage takes: exactly one of ``count`` and ``percent``.
+
+    percent: of all devices that the rollout can reach at all (not of those left), rounded up, at least one.
+    """
+
+    count: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+
+
+class GateRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a stage is good enough. Shares are of devices, not of executions.
+
+    max_failed_percent: of the devices that have finished; early, this counts only once ``min_executed`` have. A stage
+    in which nobody is awaited any more is judged by what there is. max_failed: an absolute bound, at any time.
+    quorum_percent: share of the devices reached that must have finished before the next stage may begin; the others
+    are watched on in the next stage. on_failure: what a broken gate does.
+    """
+
+    max_failed_percent: Percent = 10.0
+    max_failed: Annotated[int, Meta(ge=0)] | None = None
+    min_executed: Annotated[int, Meta(ge=1)] = 5
+    quorum_percent: Annotated[float, Meta(gt=0, le=100)] = 100.0
+    on_failure: Literal["rollback", "pause", "abort"] = "rollback"
+
+
+class Offline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """skip_after: seconds after which a stage no longer waits for a device that is away; it catches up on return."""
+
+    skip_after: Seconds = 120.0
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one rollout goes. Every field has a default, so ``{}`` is a valid document. Durations in seconds.
+
+    stages: in order; "rest" takes everybody left. Stages that cover less than the fleet leave the others as they are.
+    soak: how long a finished stage is watched before the next. deadline: of one stage, from its start; a device that
+    was reached and has not finished by then counts as failed. max_in_flight: reachable devices that work at the same
+    time. continuous: devices that fit the selector later get the release too: in the last stage while the rollout
+    runs, directly once it has succeeded. device: what each device keeps to, copied into its assignment (wire 7.1).
+    """
+
+    stages: Annotated[list[Share | Literal["rest"]], Meta(min_length=1, max_length=MAX_STAGES)] = ["rest"]
+    gate: GateRule = GateRule()
+    soak: Seconds = 0.0
+    deadline: Annotated[float, Meta(gt=0, le=30 * DAY)] = 2 * 3600.0
+    offline: Offline = Offline()
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    continuous: bool = True
+    device: DevicePolicy = DevicePolicy()
+
+
+class Selector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which devices: every condition that is given must hold; ``{}`` means the whole tenant.
+
+    devices: ids or names. tags: of which the device must carry all. profiles: of which it must have one.
+    """
+
+    devices: Annotated[list[Name], Meta(max_length=10_000)] = []
+    tags: Annotated[list[Label], Meta(max_length=64)] = []
+    profiles: Annotated[list[Label], Meta(max_length=64)] = []
+
+
+T = TypeVar("T", Policy, Selector)
+
+
+def parse_policy(document: Any) -> Policy:
+    """Return the policy in ``document`` (decoded JSON or YAML). Raises InvalidError that names the field."""
+    policy = _convert(document, Policy, "policy")
+    for place, stage in enumerate(policy.stages):
+        if isinstance(stage, Share) and (stage.count is None) == (stage.percent is None):
+            raise InvalidError(f"policy: $.stages[{place}]: give either count or percent", "bad_policy")
+        if stage == "rest" and place != len(policy.stages) - 1:
+            raise InvalidError(
+                f'policy: $.stages[{place}]: "rest" leaves nothing for later stages', "bad_policy"
+            )
+    for name in ("download_deadline", "install_deadline", "probation", "probation_deadline"):
+        if not math.isfinite(getattr(policy.device, name)):
+            raise InvalidError(f"policy: $.device.{name}: must be a finite number of seconds", "bad_policy")
+    if policy.device.probation > policy.device.probation_deadline:
+        raise InvalidError("policy: $.device.probation: longer than $.device.probation_deadline", "bad_policy")
+    return policy
+
+
+def parse_selector(document: Any) -> Selector:
+    """Return the selector in ``document``. Raises InvalidError that names the field."""
+    return _convert(document, Selector, "selector")
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the policy document."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | msgspec.json.schema(Policy)
+
+
+def _convert(document: Any, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        words = str(error) if "$" in str(error) else f"{error} - at `$`"
+        raise InvalidError(f"{what}: {words}", f"bad_{what}") from error

@@ -1,0 +1,1 @@
+"""What devices report: stored once, acknowledged, kept as series, shown as metrics."""
