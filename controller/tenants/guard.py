@@ -13,9 +13,9 @@ console's own pages. Does not know what a role may do (`access.py`) nor how toke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -38,6 +38,10 @@ DEVICE_TOKEN_PREFIX: Final = "mud."  # noqa: S105 - the beginning of a token, no
 _MAX_ERRORS: Final = 5
 
 log = structlog.get_logger()
+
+
+class _DeviceSessions(Protocol):
+    def verify(self, text: str) -> Principal: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def public(reason: str) -> Public:
 def identify(connection: HTTPConnection) -> Principal:
     """Return who sent this request: an API token, a device's session token or a console cookie.
 
-    Device tokens are verified by ``app.state.device_sessions``, a function from text to Principal that `app.py` sets.
+    Device tokens are verified by ``app.state.device_sessions`` (controller/devices/session.py), which `app.py` sets.
     Raises UnauthenticatedError.
     """
     header = connection.headers.get("authorization", "")
@@ -90,8 +94,7 @@ def identify(connection: HTTPConnection) -> Principal:
     if header and scheme.lower() != "bearer":
         raise UnauthenticatedError("use `Authorization: Bearer TOKEN`", "bad_scheme")
     if credential.startswith(DEVICE_TOKEN_PREFIX):
-        verify = cast("Callable[[str], Principal]", connection.app.state.device_sessions)
-        return verify(credential)
+        return cast("_DeviceSessions", connection.app.state.device_sessions).verify(credential)
     database = cast("Database", connection.app.state.database)
     if header:
         with database.read() as c:

@@ -54,10 +54,11 @@ async def live(websocket: WebSocket, principal: Annotated[Principal, Depends(per
     await websocket.close()
 
 
-def verify_device(text: str) -> Principal:
-    if text != "mud.good":
-        raise UnauthenticatedError("no", "bad_session")
-    return Principal("default", DEVICE, "d-x", "d-x")
+class DeviceSessions:
+    def verify(self, text: str) -> Principal:
+        if text != "mud.good":
+            raise UnauthenticatedError("no", "bad_session")
+        return Principal("default", DEVICE, "d-x", "d-x")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def app(tmp_path: Path) -> FastAPI:
     app.state.database = Database(tmp_path / "state.db")
     app.state.database.migrate()
     app.state.admin = tokens.first_start(app.state.database, time.time())
-    app.state.device_sessions = verify_device
+    app.state.device_sessions = DeviceSessions()
     app.include_router(router)
     install_errors(app)
     return app

@@ -1,0 +1,191 @@
+"""Devices over HTTP: joining, sessions, the list of the fleet, revocation.
+
+Invariant: what anybody may send is bounded in size and rate before it is read or decided. A tenant sees and changes its
+own devices only; the tenant comes from the token, never from the request.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from controller.audit.store import record
+from controller.database.connection import Database
+from controller.database.http import database
+from controller.devices import joining, store
+from controller.devices.fleet import Fleet, fleet
+from controller.devices.presence import PresenceState, presence
+from controller.devices.session import MAX_ENVELOPE_BYTES, DeviceSessions
+from controller.errors import InvalidError, NotFoundError, TooLargeError
+from controller.tenants.access import Principal
+from controller.tenants.guard import permit, public
+from wire import enrolment as wire_enrolment
+from wire.codec import decode, encode
+from wire.errors import WireError
+from wire.topics import DEVICE_ID
+
+JSON: Final = "application/json"
+_SECRET_IS_PROOF: Final = "a new device has no credential but the join token in its request, which is judged"
+_SIGNATURE_IS_PROOF: Final = "the device's signature in the request is the credential"
+
+router = APIRouter(prefix="/api/v1", tags=["devices"])
+Db = Annotated[Database, Depends(database)]
+OurFleet = Annotated[Fleet, Depends(fleet)]
+Reader = Annotated[Principal, Depends(permit("devices.read"))]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:=/-]{0,62}$")]
+
+
+class JoinTokenRequest(BaseModel):
+    """``uses``: how many devices may join; ``seconds``: how long; ``tags``: given to each of them."""
+
+    model_config = ConfigDict(extra="forbid")
+    uses: int = Field(default=1, ge=1, le=10_000)
+    seconds: float = Field(default=3_600, gt=0, le=30 * 86_400)
+    tags: list[Tag] = Field(default_factory=list, max_length=32)
+
+
+@router.post("/join-tokens", status_code=201)
+def create_join_token(
+    request: JoinTokenRequest,
+    principal: Annotated[Principal, Depends(permit("devices.enrol"))],
+    db: Db,
+    our_fleet: OurFleet,
+) -> dict[str, Any]:
+    """Make a join token; ``token`` in the answer is shown this once."""
+    with db.begin() as connection:
+        made = joining.make_join_token(
+            connection,
+            our_fleet,
+            principal,
+            uses=request.uses,
+            seconds=request.seconds,
+            tags=request.tags,
+            now=time.time(),
+        )
+    return {"id": made.id, "token": made.text, "expires": made.expires, "uses": request.uses, "tags": request.tags}
+
+
+@router.get(
+    "/enrolment/trust", dependencies=[Depends(public("public keys; a device checks them against its join token"))]
+)
+def trust_bundle(our_fleet: OurFleet) -> Response:
+    """Return the trust bundle, byte for byte as join tokens fingerprint it (wire 8.2)."""
+    return Response(our_fleet.trust_bundle, media_type=JSON)
+
+
+@router.post("/enrolment", dependencies=[Depends(public(_SECRET_IS_PROOF))])
+async def enrol(request: Request, db: Db, our_fleet: OurFleet) -> Response:
+    """Admit a device (wire 8.3): EnrolRequest to EnrolAnswer, or 403 with the code of the refusal."""
+    our_fleet.attempts.count("enrolment", request)
+    body = await _body(request, wire_enrolment.MAX_BYTES)
+    try:
+        wanted = decode(wire_enrolment.EnrolRequest, body, wire_enrolment.MAX_BYTES)
+    except WireError as error:
+        raise InvalidError(f"the enrolment request cannot be read: {error}", "bad_request") from error
+    answer = await run_in_threadpool(joining.enrol, db, our_fleet, wanted, time.time())
+    return Response(encode(answer), media_type=JSON, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/device-sessions/challenge", dependencies=[Depends(public("a challenge alone opens nothing"))])
+async def challenge(request: Request, our_fleet: OurFleet) -> Response:
+    """Return the bytes that the device signs (wire 8.5). The request: {"device": "d-…"}."""
+    our_fleet.attempts.count("challenge", request)
+    try:
+        wanted = msgspec.json.decode(await _body(request, 1_024), type=dict[str, str])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidError(f"the request cannot be read: {error}", "bad_request") from error
+    device = wanted.get("device", "")
+    if not DEVICE_ID.match(device):
+        raise InvalidError('the request must be {"device": "d-…"} with a device id', "bad_request")
+    return Response(_sessions(request).challenge(device), media_type=JSON)
+
+
+@router.post("/device-sessions", dependencies=[Depends(public(_SIGNATURE_IS_PROOF))])
+async def open_session(request: Request, our_fleet: OurFleet) -> dict[str, Any]:
+    """Return a bearer token for the device whose envelope around its challenge is the body (wire 8.5)."""
+    our_fleet.attempts.count("device-session", request)
+    body = await _body(request, MAX_ENVELOPE_BYTES)
+    token, expires = await run_in_threadpool(_sessions(request).answer, body)
+    return {"token": token, "expires": expires}
+
+
+@router.get("/devices")
+def list_devices(
+    principal: Reader,
+    db: Db,
+    profile: Annotated[str | None, Query(max_length=128)] = None,
+    tag: Annotated[str | None, Query(max_length=63)] = None,
+    state: PresenceState | None = None,
+    name: Annotated[str | None, Query(max_length=63)] = None,
+    revoked: bool = False,
+    after: Annotated[str, Query(max_length=28)] = "",
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> dict[str, Any]:
+    """Return devices in the order of their ids; ``next`` is ``after`` for the next page, null at the end."""
+    now = time.time()
+    with db.read() as connection:
+        rows = store.page(
+            connection,
+            principal.tenant,
+            after=after,
+            limit=limit,
+            profile=profile,
+            tag=tag,
+            name=name,
+            state=state,
+            revoked=revoked,
+            now=now,
+        )
+    return {"devices": [_shown(row, now) for row in rows], "next": rows[-1].id if len(rows) == limit else None}
+
+
+@router.get("/devices/{device}")
+def show_device(device: str, principal: Reader, db: Db) -> dict[str, Any]:
+    """Return all about one device, with its facts."""
+    with db.read() as connection:
+        row = store.find_device(connection, principal.tenant, device)
+    if row is None:
+        raise NotFoundError(f"there is no device {device!r}", "no_device")
+    return _shown(row, time.time())
+
+
+@router.delete("/devices/{device}", status_code=204)
+def revoke_device(device: str, principal: Annotated[Principal, Depends(permit("devices.revoke"))], db: Db) -> None:
+    """Revoke a device: from now on its tokens, its messages and its enrolment are refused."""
+    now = time.time()
+    with db.begin() as connection:
+        if store.revoke(connection, principal.tenant, device, now):
+            record(
+                connection,
+                tenant=principal.tenant,
+                actor=principal.actor,
+                action="devices.revoke",
+                thing=f"device:{device}",
+                at=now,
+            )
+
+
+def _shown(row: store.DeviceRow, now: float) -> dict[str, Any]:
+    shown = dict(row._mapping)
+    judged = presence(shown["last_seen"], shown["online"], now)
+    return shown | {"state": judged.state.value, "state_reason": judged.reason}
+
+
+def _sessions(request: Request) -> DeviceSessions:
+    found = request.app.state.device_sessions
+    assert isinstance(found, DeviceSessions), "app.py sets app.state.device_sessions before it serves"
+    return found
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLargeError(f"this request may have {limit} bytes at most", "too_large")
+    return bytes(body)

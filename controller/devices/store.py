@@ -1,0 +1,247 @@
+"""Statements on join tokens, devices and certificates.
+
+Invariant: a device's sequence moves only in the transaction of the message's own effect (``accept``). Decides nothing:
+`enrolment.py`, `sequence.py` and `presence.py` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, not_, or_, select, update
+
+from controller.database.tables import certificates, devices, join_tokens
+from controller.devices import sequence as sequences
+from controller.devices.authority import Certificate
+from controller.devices.enrolment import Known, Token
+from controller.devices.presence import LATE_AFTER, LOST_AFTER, PresenceState, supersedes
+from controller.devices.sequence import Duplicate, Fresh, Gap, Held
+from controller.errors import NotFoundError
+from wire.messages import Facts, Reported, State
+
+DeviceRow = Row[*tuple[Any, ...]]
+_SHOWN: Final = [
+    column for column in devices.c if column.name not in ("public_key", "join_token", "stream", "sequence")
+]
+_LISTED: Final = [column for column in _SHOWN if column.name != "facts"]
+
+
+# joining ------------------------------------------------------------------------------------------------------------
+
+
+def add_join_token(connection: Connection, token: Token, created: float) -> None:
+    """Store a join token by the hash of its secret."""
+    connection.execute(
+        insert(join_tokens).values(
+            id=token.id,
+            tenant=token.tenant,
+            secret_sha256=token.secret_sha256,
+            uses_left=token.uses_left,
+            tags=list(token.tags),
+            created=created,
+            expires=token.expires,
+        )
+    )
+
+
+def find_join_token(connection: Connection, token: str) -> Token | None:
+    """Return a join token."""
+    row = connection.execute(select(join_tokens).where(join_tokens.c.id == token)).one_or_none()
+    if row is None:
+        return None
+    return Token(row.id, row.tenant, row.secret_sha256, row.uses_left, row.expires, tuple(row.tags))
+
+
+def find_known(connection: Connection, token: str, public_key: str) -> Known | None:
+    """Return the device that joined with this token and key."""
+    statement = select(devices.c.id, devices.c.revoked).where(
+        devices.c.join_token == token, devices.c.public_key == public_key
+    )
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else Known(row.id, row.revoked is not None)
+
+
+def add_device(
+    connection: Connection,
+    *,
+    device: str,
+    tenant: str,
+    name: str,
+    tags: Iterable[str],
+    public_key: str,
+    join_token: str,
+    now: float,
+) -> None:
+    """Store a new device and spend one use of its join token."""
+    connection.execute(
+        update(join_tokens).where(join_tokens.c.id == join_token).values(uses_left=join_tokens.c.uses_left - 1)
+    )
+    connection.execute(
+        insert(devices).values(
+            id=device,
+            tenant=tenant,
+            name=name,
+            tags=list(tags),
+            public_key=public_key,
+            join_token=join_token,
+            enrolled=now,
+            online=False,
+            sequence=0,
+        )
+    )
+
+
+def add_certificate(connection: Connection, device: str, certificate: Certificate) -> None:
+    """Note a certificate before it is handed out."""
+    connection.execute(
+        insert(certificates).values(
+            serial=certificate.serial,
+            device=device,
+            pem=certificate.pem,
+            issued=certificate.issued,
+            expires=certificate.expires,
+        )
+    )
+
+
+# reading ------------------------------------------------------------------------------------------------------------
+
+
+def find_device(connection: Connection, tenant: str, device: str) -> DeviceRow | None:
+    """Return a tenant's device, with ``certificate_expires``."""
+    expires = select(func.max(certificates.c.expires)).where(certificates.c.device == devices.c.id).scalar_subquery()
+    statement = select(*_SHOWN, expires.label("certificate_expires"))
+    return connection.execute(statement.where(devices.c.id == device, devices.c.tenant == tenant)).one_or_none()
+
+
+def active_key(connection: Connection, device: str) -> tuple[str, str, str] | None:
+    """Return tenant, name and public key of a device that is not revoked."""
+    statement = select(devices.c.tenant, devices.c.name, devices.c.public_key).where(
+        devices.c.id == device, devices.c.revoked.is_(None)
+    )
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else (row.tenant, row.name, row.public_key)
+
+
+def is_active(connection: Connection, device: str) -> bool:
+    """Whether the device is enrolled and not revoked."""
+    statement = select(devices.c.id).where(devices.c.id == device, devices.c.revoked.is_(None))
+    return connection.execute(statement).one_or_none() is not None
+
+
+def page(
+    connection: Connection,
+    tenant: str,
+    *,
+    after: str = "",
+    limit: int = 100,
+    profile: str | None = None,
+    tag: str | None = None,
+    name: str | None = None,
+    state: PresenceState | None = None,
+    revoked: bool = False,
+    now: float,
+) -> Sequence[DeviceRow]:
+    """Return a tenant's devices in the order of their ids, beginning above ``after``; facts are left out."""
+    conditions: list[ColumnElement[bool]] = [devices.c.tenant == tenant, devices.c.id > after]
+    conditions.append(devices.c.revoked.is_not(None) if revoked else devices.c.revoked.is_(None))
+    if profile is not None:
+        conditions.append(devices.c.profile == profile)
+    if name is not None:
+        conditions.append(or_(devices.c.name.icontains(name, autoescape=True), devices.c.id == name))
+    if tag is not None:
+        tags = func.json_each(devices.c.tags).table_valued("value")
+        conditions.append(select(tags.c.value).where(tags.c.value == tag).exists())
+    if state is not None:
+        conditions.append(_in_state(state, now))
+    statement = select(*_LISTED).where(*conditions).order_by(devices.c.id).limit(limit)
+    return connection.execute(statement).all()
+
+
+# what a device says -------------------------------------------------------------------------------------------------
+
+
+def accept(connection: Connection, device: str, stream: str, sequence: int, previous: int) -> Fresh | Duplicate | Gap:
+    """Judge a sequenced message (wire 4.2) and, when it is fresh, move the device's sequence in this transaction.
+
+    Raises NotFoundError for a device that is unknown or revoked.
+    """
+    statement = select(devices.c.stream, devices.c.sequence).where(devices.c.id == device, devices.c.revoked.is_(None))
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no device {device}", "no_device")
+    verdict = sequences.judge(Held(row.stream, row.sequence), stream, sequence, previous)
+    if isinstance(verdict, Fresh):
+        connection.execute(update(devices).where(devices.c.id == device).values(stream=stream, sequence=sequence))
+    return verdict
+
+
+def save_state(connection: Connection, device: str, state: State, now: float) -> None:
+    """Store a State (wire 4.3), unless it is of an older connection than the one held.
+
+    Only the state of a new connection counts as having heard the device: retained ones are repeated by the broker.
+    """
+    row = connection.execute(select(devices.c.boot, devices.c.session).where(devices.c.id == device)).one_or_none()
+    if row is None or not supersedes(state.boot, state.session, row.boot, row.session):
+        return
+    values: dict[str, Any] = {
+        "online": state.online,
+        "boot": state.boot,
+        "session": state.session,
+        "agent_version": state.agent_version,
+    }
+    if state.online and (state.boot, state.session) != (row.boot, row.session):
+        values["last_seen"] = now
+    connection.execute(update(devices).where(devices.c.id == device).values(values))
+
+
+def save_facts(connection: Connection, device: str, facts: Facts, builtins: Mapping[str, Any]) -> None:
+    """Store Facts (wire 4.5), also as ``builtins``."""
+    connection.execute(
+        update(devices)
+        .where(devices.c.id == device)
+        .values(profile=facts.profile, agent_version=facts.agent_version, facts=dict(builtins))
+    )
+
+
+def save_reported(connection: Connection, device: str, reported: Reported, builtins: Mapping[str, Any]) -> None:
+    """Store Reported (wire 4.6) as ``builtins``, unless a later one is held."""
+    held = connection.execute(select(devices.c.reported).where(devices.c.id == device)).scalar_one_or_none()
+    if held is not None and held.get("at", 0.0) > reported.at and held.get("number", 0) >= reported.number:
+        return
+    connection.execute(update(devices).where(devices.c.id == device).values(reported=dict(builtins)))
+
+
+def save_seen(connection: Connection, seen: Mapping[str, float]) -> None:
+    """Note when devices were last heard: device id to seconds since 1970."""
+    for device, at in seen.items():
+        connection.execute(
+            update(devices)
+            .where(devices.c.id == device, or_(devices.c.last_seen.is_(None), devices.c.last_seen < at))
+            .values(last_seen=at)
+        )
+
+
+def revoke(connection: Connection, tenant: str, device: str, now: float) -> bool:
+    """Revoke a device; return whether that was news. Raises NotFoundError."""
+    row = connection.execute(
+        select(devices.c.revoked).where(devices.c.id == device, devices.c.tenant == tenant)
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no device {device!r}", "no_device")
+    if row.revoked is not None:
+        return False
+    connection.execute(update(devices).where(devices.c.id == device).values(revoked=now, online=False))
+    return True
+
+
+def _in_state(state: PresenceState, now: float) -> ColumnElement[bool]:
+    """`presence.presence` as a condition; a test compares the two."""
+    heard = and_(devices.c.online, devices.c.last_seen >= now - LATE_AFTER)
+    silent = and_(devices.c.online, devices.c.last_seen < now - LATE_AFTER, devices.c.last_seen >= now - LOST_AFTER)
+    if state is PresenceState.ONLINE:
+        return heard
+    if state is PresenceState.LATE:
+        return silent
+    return or_(devices.c.last_seen.is_(None), not_(or_(heard, silent)))
