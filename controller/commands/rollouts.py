@@ -21,14 +21,16 @@ rollouts = typer.Typer(no_args_is_help=True, help="Rollouts: a release brought t
 def list_releases(as_json: AsJson = False) -> None:
     """List releases."""
     answer = Api(read_login()).get("/api/v1/releases")
-    columns = [
-        ("release", "id"),
-        ("name", "name"),
-        ("models", "models"),
-        ("made", lambda row: when(row.get("created"))),
-    ]
     show_table(
-        answer["releases"], columns, as_json, "no release yet: `muster releases create NAME --model NAME=VERSION`"
+        answer["releases"],
+        [
+            ("release", "id"),
+            ("name", "name"),
+            ("models", "models"),
+            ("made", lambda row: when(row.get("created"))),
+        ],
+        as_json,
+        "no release yet: `muster releases create NAME --model NAME=VERSION`",
     )
 
 
