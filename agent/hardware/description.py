@@ -33,19 +33,20 @@ def describe(root: Path = Path("/"), data: Path | None = None) -> dict[str, Any]
         "evidence": list(found.evidence),
         "facts": facts.as_dict(),
         "accelerators": [],
-        "runtimes": _runtimes(found.profile, facts, runtimes() if Root(root).live else []),
+        "runtimes": _runtimes(found.profile, facts, runtimes() if Root(root).live else None),
         "budgets": _budgets(found.profile.budgets, facts),
     }
 
 
-def _runtimes(profile: Profile, facts: Facts, installed: list[dict[str, str]]) -> list[dict[str, Any]]:
-    versions = {engine["name"]: engine["version"] for engine in installed}
+def _runtimes(profile: Profile, facts: Facts, installed: list[dict[str, str]] | None) -> list[dict[str, Any]]:
+    versions = {engine["name"]: engine["version"] for engine in installed or []}
+    absent = "is not installed" if installed is not None else "whether it is installed cannot be seen in a folder"
     rows: list[dict[str, Any]] = []
     for runtime in profile.runtimes:
         reasons = list(unmet(runtime, facts))
         version = versions.pop(runtime.name, None)
         if version is None:
-            reasons.append("is not installed")
+            reasons.append(absent)
         rows.append(
             {
                 "name": runtime.name,

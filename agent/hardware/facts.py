@@ -103,5 +103,4 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return msgspec.json.decode(msgspec.json.encode(self), type=dict[str, Any])
