@@ -1,0 +1,117 @@
+"""What to do next for a request: try which device for how long, or give up with which answer.
+
+Invariant: no device is tried twice, nothing is tried at or after the deadline, and every sequence of outcomes ends.
+While another device could still be asked, one try never takes more than half of the time that is left. Does not send
+anything and does not rank (`choose.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NamedTuple
+
+from controller.routing.choose import Candidate
+
+MIN_PATIENCE: Final = 0.3  # seconds: shorter, and a hiccup of the radio looks like a dead device
+PATIENCE: Final = 3.0  # times the model's p99
+UNKNOWN_P99: Final = 1.0 / 3  # seconds assumed until the model has been measured
+MIN_TRY: Final = 0.001  # seconds: less is no time to answer in
+RETRY_AFTER: Final = 1  # seconds, told to the client
+
+_SATURATED: Final = frozenset({429})
+_UNAVAILABLE: Final = frozenset({404, 502, 503})  # 404: the device dropped the model since it last spoke
+_TIMEOUT: Final = frozenset({504})
+
+
+class Outcome(Enum):
+    """How one try ended."""
+
+    ANSWERED = "answered"  # the answer goes to the client, whatever its status
+    TIMEOUT = "timeout"  # nothing in time: the device becomes suspect
+    SATURATED = "saturated"  # it said 429, or its queue here is full
+    UNAVAILABLE = "unavailable"  # it said that it cannot serve the model now
+    LOST = "lost"  # its tunnel closed
+    BROKEN = "broken"  # its answer does not fit the contract
+
+
+class Tried(NamedTuple):
+    """One try that was made: which device was asked, and what came of it."""
+
+    device: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Ask ``device`` and wait at most ``timeout`` seconds."""
+
+    device: str
+    timeout: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Answer the client with ``status``. ``retry_after``: seconds, None where coming back soon is of no use."""
+
+    status: int
+    reason: str
+    retry_after: int | None = None
+
+
+def outcome_of(status: int) -> Outcome:
+    """Return what a device's HTTP ``status`` means for routing: only a device's own trouble is worth another device."""
+    if status in _SATURATED:
+        return Outcome.SATURATED
+    if status in _UNAVAILABLE:
+        return Outcome.UNAVAILABLE
+    if status in _TIMEOUT:
+        return Outcome.TIMEOUT
+    return Outcome.ANSWERED
+
+
+def patience(p99: float | None) -> float:
+    """Return how many seconds a device of a model with this 99th percentile is given before another one is asked."""
+    return max(MIN_PATIENCE, PATIENCE * (UNKNOWN_P99 if p99 is None else p99))
+
+
+def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float, deadline: float) -> Try | GiveUp:
+    """Return the next step for a request whose tries so far are ``tried``. ``now`` and ``deadline`` in seconds."""
+    remaining = deadline - now
+    if remaining < MIN_TRY:
+        return GiveUp(504, f"no device answered within the deadline ({_story(tried) or 'none was asked in time'})")
+    seen = {one.device for one in tried}
+    left = [candidate for candidate in ranked if candidate.device not in seen and not candidate.full]
+    if not left:
+        return _exhausted(tried, ranked)
+    chosen = left[0]
+    if len(left) == 1:
+        return Try(chosen.device, remaining, "the last candidate: it has all the time that is left")
+    wanted = patience(chosen.p99)
+    if wanted <= remaining / 2:
+        return Try(chosen.device, wanted, f"{wanted * 1000:.0f} ms, then another of {len(left) - 1} is asked")
+    return Try(chosen.device, remaining / 2, "half of the time that is left, so that one more try fits")
+
+
+def _exhausted(tried: Sequence[Tried], ranked: Sequence[Candidate]) -> GiveUp:
+    outcomes = {one.outcome for one in tried}
+    if not tried and not ranked:
+        return GiveUp(503, "no device is ready for this model", RETRY_AFTER)
+    if Outcome.SATURATED in outcomes or not tried:
+        return GiveUp(429, f"every device that is ready for this model is busy{_suffix(tried)}", RETRY_AFTER)
+    if Outcome.TIMEOUT in outcomes:
+        return GiveUp(504, f"no device answered in time{_suffix(tried)}")
+    if outcomes == {Outcome.BROKEN}:
+        return GiveUp(502, f"the devices' answers cannot be used{_suffix(tried)}")
+    return GiveUp(503, f"no device could serve this model{_suffix(tried)}", RETRY_AFTER)
+
+
+def _suffix(tried: Sequence[Tried]) -> str:
+    story = _story(tried)
+    return f" ({story})" if story else ""
+
+
+def _story(tried: Sequence[Tried]) -> str:
+    return ", ".join(f"{one.device} {one.outcome.value}" for one in tried)

@@ -1,0 +1,154 @@
+"""Which devices shall answer a request, best first.
+
+Invariant: only devices that the view calls ready for the tenant's model appear; a suspect never stands before a
+healthy device, and a full one never before either. The cost does not grow with the fleet: of many devices a few are
+drawn and the best of them taken, because the queue of the best of eight random devices is nearly as short as the
+shortest of all. Does not send anything, does not know tunnels, and does not decide how long to wait (`attempt.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Standing(Protocol):
+    """How one device stands with one model, now. Times are seconds."""
+
+    @property
+    def device(self) -> str:
+        """The device's id."""
+
+    @property
+    def outstanding(self) -> int:
+        """Requests sent to this device, for any of its models, that have no answer yet."""
+
+    @property
+    def limit(self) -> int:
+        """How many may be outstanding at once."""
+
+    @property
+    def queued(self) -> int:
+        """Requests waiting in the device's own queue, as it last said."""
+
+    @property
+    def service(self) -> float | None:
+        """Median seconds of one request by the device's own clock, None before it has measured."""
+
+    @property
+    def suspect_until(self) -> float:
+        """Until when the device is to be asked last; 0 for a healthy one."""
+
+
+class View(Protocol):
+    """What ``rank`` needs to know of the fleet."""
+
+    def eligible(self, tenant: str, model: str, version: str | None) -> Sequence[Standing]:
+        """Return the ready devices of ``tenant`` for ``model``; without a scan of the fleet."""
+
+    def p99(self, tenant: str, model: str) -> float | None:
+        """Return the 99th percentile of recent answers in seconds, None when there were too few."""
+
+
+class Rng(Protocol):
+    """Where chance comes from: `random.Random` fits."""
+
+    def random(self) -> float:
+        """Return a number from 0 up to, but not including, 1."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked. ``version`` None: any version that is ready. ``now``: seconds, the view's clock."""
+
+    tenant: str
+    model: str
+    version: str | None
+    now: float
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """drawn: devices looked at, and at most returned; searched: looked at when all drawn are suspect or full."""
+
+    drawn: int = 8
+    searched: int = 64
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One device and how it scored: ``score`` is the expected seconds until an answer, or its ratio where no device
+    has measured itself. Lower is better. ``p99``: seconds, of the model. ``full``: at its limit, must not be asked."""
+
+    device: str
+    score: float
+    outstanding: int
+    queued: int
+    suspect: bool
+    full: bool
+    p99: float | None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the device stands where it does, in words."""
+        words = [f"{self.outstanding} outstanding, {self.queued} queued", f"score {self.score:.4g}"]
+        if self.suspect:
+            words.append("suspect: it was silent or too slow a short while ago")
+        if self.full:
+            words.append("full: it has as many requests as it may have")
+        return tuple(words)
+
+
+def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candidate, ...]:
+    """Return at most ``policy.drawn`` candidates, best first; empty when no device is ready.
+
+    The order: healthy before suspect before full; then the expected delay (work in hand times the device's own
+    median) in classes that double, so that small differences in speed do not send everything to one device; then
+    the work in hand; then chance.
+    """
+    standings = view.eligible(request.tenant, request.model, request.version)
+    count = len(standings)
+    if count == 0:
+        return ()
+    draw = rng.random
+    now = request.now
+    if count <= policy.drawn:
+        drawn = standings
+    else:
+        drawn = [standings[index] for index in {int(draw() * count) for _ in range(policy.drawn)}]
+        if not any(_healthy(standing, now) for standing in drawn):
+            drawn = _search(standings, drawn, now, policy, int(draw() * count))
+    paces = [standing.service for standing in drawn]
+    known = [pace for pace in paces if pace is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    p99 = view.p99(request.tenant, request.model)
+    keyed = []
+    best = 0.0
+    for standing, pace in zip(drawn, paces, strict=True):
+        outstanding, queued = standing.outstanding, standing.queued
+        work = (outstanding if outstanding > queued else queued) + 1
+        score = work * (usual if pace is None else pace)
+        best = score if not best or score < best else best
+        suspect, full = standing.suspect_until > now, outstanding >= standing.limit
+        tier = 2 if full else 1 if suspect else 0
+        keyed.append(
+            (tier, score, work, draw(), Candidate(standing.device, score, outstanding, queued, suspect, full, p99))
+        )
+    step = best or 1.0
+    keyed.sort(key=lambda row: (row[0], int(row[1] / step).bit_length(), row[2], row[3]))
+    return tuple(row[4] for row in keyed)
+
+
+def _healthy(standing: Standing, now: float) -> bool:
+    return standing.suspect_until <= now and standing.outstanding < standing.limit
+
+
+def _search(
+    standings: Sequence[Standing], drawn: list[Standing], now: float, policy: Policy, start: int
+) -> list[Standing]:
+    """Return ``drawn`` with the first healthy device among the next ``policy.searched`` in place of its last."""
+    count = len(standings)
+    for offset in range(min(policy.searched, count)):
+        standing = standings[(start + offset) % count]
+        if _healthy(standing, now):
+            return [*drawn[: policy.drawn - 1], standing]
+    return drawn

@@ -1,0 +1,273 @@
+"""The gateway's front: clients' requests and devices' tunnels on one port.
+
+Invariant: nothing is forwarded that was not authenticated and allowed in its own tenant; the bytes held for all
+requests together are bounded; every request is answered with a status of its own, errors as {"error": ...}. A raw ASGI
+application, because a framework's machinery costs more than everything that is done here. Does not choose devices
+(`choose.py`) and does not carry frames (`tunnels.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import msgspec
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from controller.errors import (
+    ControllerError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from controller.routing.attempt import RETRY_AFTER, GiveUp
+from controller.routing.fleet_view import FleetView
+from controller.routing.forward import ClientWatch, Delivered, Forwarder, Order
+from controller.routing.hub import PATH, Hub
+from controller.routing.metrics import CONTENT_TYPE, Metrics
+from controller.routing.request import GoneError, Head, Target, parse_target, read_body, read_head, request_id_of
+from controller.routing.tunnels import Budget
+from controller.tenants.access import Denied, Principal, allowed
+
+PIECE: Final = 256 * 1024  # bytes of an answer handed to the socket at once
+SEND_SECONDS: Final = 60.0  # for a client to take its answer
+_PASSED_BACK: Final = frozenset({"content-type", "content-encoding", "inference-header-content-length"})
+_OWN: Final = frozenset({"muster-device", "muster-attempts", "muster-route-ms"})
+_HEADER_NAME: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,512}\Z")
+
+_Headers = list[tuple[bytes, bytes]]
+
+log = structlog.get_logger()
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(
+        self, view: FleetView, hub: Hub, forwarder: Forwarder, metrics: Metrics, budget: Budget, max_body_bytes: int
+    ) -> None:
+        self._draining = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._view = view
+        self._hub = hub
+        self._forwarder = forwarder
+        self._metrics = metrics
+        self._budget = budget
+        self._max_body_bytes = max_body_bytes
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(6)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or one tunnel."""
+        path: str = scope["path"]
+        if scope["type"] == "websocket":
+            if path == PATH and not self._draining:
+                return await self._hub.serve(scope, receive, send)
+            await receive()
+            return await send({"type": "websocket.close", "code": 1012 if self._draining else 1008})
+        target = parse_target(path)
+        try:
+            if target is not None:
+                await self._model(scope, receive, send, target)
+            else:
+                await self._other(scope, send, path)
+        except GoneError:
+            return None  # nobody is there to be answered
+        except ControllerError as error:
+            await self._refuse(scope, send, error, target)
+        return None
+
+    async def drain(self, seconds: float) -> None:
+        """Answer new requests with 503 from now on, and wait at most ``seconds`` for those that were begun."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("requests were cut off at the end", count=self._in_flight)
+
+    # what is not a model's
+
+    async def _other(self, scope: Scope, send: Send, path: str) -> None:
+        if path == "/metrics":
+            principal = await self._authenticated(read_head(scope))
+            _require(principal, "metrics.read")
+            return await _send(send, 200, [(b"content-type", CONTENT_TYPE)], self._metrics.page(principal.tenant))
+        answers: dict[str, tuple[int, dict[str, object]]] = {
+            "/v2": (200, {"name": "muster-gateway", "version": _version(), "extensions": []}),
+            "/healthz": (200, {"live": True, "tunnels": len(self._hub)}),
+            "/v2/health/live": (200, {"live": True}),
+            "/v2/health/ready": (200 if self._ready else 503, {"ready": self._ready}),
+        }
+        if path not in answers:
+            raise NotFoundError("there is nothing at this address; requests go to /v2/models/MODEL/infer", "no_path")
+        if scope["method"] != "GET":
+            raise _MethodError("this address takes GET only", "bad_method")
+        status, fields = answers[path]
+        return await _send_json(send, status, fields)
+
+    @property
+    def _ready(self) -> bool:
+        return self._view.ready and not self._draining
+
+    # models
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        started = asyncio.get_running_loop().time()
+        method = "POST" if target.verb == "infer" else "GET"
+        if scope["method"] != method:
+            raise _MethodError(f"this address takes {method} only", "bad_method")
+        if self._draining:
+            raise UnavailableError("this gateway is stopping: send the request again", "stopping")
+        head = read_head(scope)
+        principal = await self._authenticated(head)
+        _require(principal, "models.infer")
+        tenant = principal.tenant
+        if not self._view.has_model(tenant, target.model, target.version):
+            raise NotFoundError(f"there is no model {_named(target)} in tenant {tenant}", "no_model")
+        if target.verb == "ready":
+            ready = bool(self._view.eligible(tenant, target.model, target.version))
+            return await _send_json(send, 200 if ready else 503, {"name": target.model, "ready": ready})
+        self._in_flight += 1
+        self._metrics.in_flight.inc()
+        reserved = 0
+        watch: ClientWatch | None = None
+        try:
+            deadline = started + head.seconds
+            body, reserved = await read_body(receive, head, self._max_body_bytes, self._budget, deadline)
+            request_id = head.request_id or f"{self._id_prefix}-{next(self._ids):x}"
+            order = Order(
+                tenant=tenant,
+                model=target.model,
+                version=target.version,
+                method=method,
+                path=target.path,
+                headers=head.forwarded | {"x-request-id": request_id},
+                body=body,
+                deadline=deadline,
+            )
+            watch = ClientWatch(receive)
+            result = await self._forwarder.deliver(order, watch)
+            watch.stop()
+            if isinstance(result, GiveUp):
+                status = result.status
+                await _send_json(send, status, {"error": result.reason}, _retry(result.retry_after, request_id))
+            else:
+                assert result.stream.head is not None
+                status = result.stream.head.status
+                await _send_answer(send, result, request_id)
+            self._metrics.request(tenant, target.model, status)
+            self._metrics.seconds.observe(asyncio.get_running_loop().time() - started)
+        finally:
+            if watch is not None:
+                watch.stop()
+            self._budget.give(reserved)
+            self._metrics.in_flight.dec()
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+        return None
+
+    async def _authenticated(self, head: Head) -> Principal:
+        if head.token is None:
+            raise UnauthenticatedError("send an API token: `Authorization: Bearer TOKEN`", "no_credential")
+        try:
+            return self._view.principal(head.token, time.time())
+        except (UnauthenticatedError, UnavailableError):
+            await self._view.looked_again()  # the token may have been made this moment
+            return self._view.principal(head.token, time.time())
+
+    async def _refuse(self, scope: Scope, send: Send, error: ControllerError, target: Target | None) -> None:
+        if target is not None:
+            self._metrics.request("", "", error.status)
+        headers = _retry(RETRY_AFTER if error.status in (429, 503) else None, request_id_of(scope))
+        if error.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if error.status in (408, 413) or self._draining:
+            headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+        await _send_json(send, error.status, {"error": str(error), "code": error.code}, headers)
+
+
+class _MethodError(InvalidError):
+    status = 405
+
+
+def _require(principal: Principal, action: str) -> None:
+    verdict = allowed(principal, action, principal.tenant)
+    if isinstance(verdict, Denied):
+        raise DeniedError(verdict.rule, "denied")
+
+
+def _named(target: Target) -> str:
+    return f"{target.model!r}" + (f" version {target.version!r}" if target.version else "")
+
+
+def _retry(seconds: int | None, request_id: str | None) -> _Headers:
+    headers: _Headers = []
+    if seconds is not None:
+        headers.append((b"retry-after", str(seconds).encode()))
+    if request_id is not None:
+        headers.append((b"x-request-id", request_id.encode()))
+    return headers
+
+
+async def _send_json(send: Send, status: int, fields: dict[str, object], headers: _Headers | None = None) -> None:
+    await _send(send, status, [(b"content-type", b"application/json"), *(headers or ())], msgspec.json.encode(fields))
+
+
+async def _send(send: Send, status: int, headers: _Headers, body: bytes) -> None:
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_answer(send: Send, result: Delivered, request_id: str) -> None:
+    """Hand a device's answer on, no faster than the client takes it, and return its room."""
+    stream = result.stream
+    head, body = stream.head, stream.body
+    assert head is not None
+    headers: _Headers = [
+        (b"content-length", str(len(body)).encode()),
+        (b"muster-device", result.device.encode()),
+        (b"muster-attempts", str(result.attempts).encode()),
+        (b"muster-route-ms", f"{result.routed * 1000:.2f}".encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    for name, value in head.headers.items():
+        lower = name.lower()
+        wanted = lower in _PASSED_BACK or (lower.startswith("muster-") and lower not in _OWN)
+        if wanted and _HEADER_NAME.match(lower) and _HEADER_VALUE.match(value):
+            headers.append((lower.encode(), value.encode()))
+    try:
+        await send({"type": "http.response.start", "status": head.status, "headers": headers})
+        if len(body) <= PIECE:
+            return await send({"type": "http.response.body", "body": bytes(body)})
+        view = memoryview(body)
+        async with asyncio.timeout(SEND_SECONDS):
+            for start in range(0, len(body), PIECE):
+                piece = bytes(view[start : start + PIECE])
+                await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
+    except TimeoutError:
+        log.warning("a client did not take its answer", request=request_id)  # returning now closes its connection
+    finally:
+        stream.release()
+    return None
+
+
+def _version() -> str:
+    try:
+        return version("muster")
+    except PackageNotFoundError:
+        return "unknown"

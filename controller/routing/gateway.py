@@ -1,0 +1,159 @@
+"""The role `gateway` as a process: builds the parts, listens, and stops without losing what was begun.
+
+Invariant: the port is taken before anything else is started, and on the way down new requests are refused first, those
+begun are finished (for at most ``DRAIN_SECONDS``), then the tunnels are closed. Decides nothing about requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+
+from controller.errors import ConflictError, InvalidError
+from controller.routing.fleet_view import FleetView
+from controller.routing.forward import Forwarder
+from controller.routing.front import Gateway
+from controller.routing.hub import Hub
+from controller.routing.metrics import Metrics
+from controller.routing.tunnels import Budget
+from wire.tunnel import MAX_FRAME
+
+MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together, or 8 of the largest
+DRAIN_SECONDS: Final = 10.0
+PING_SECONDS: Final = 1.0
+PONG_SECONDS: Final = 2.0
+DEAD_PEER_SECONDS: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
+_KEEP_ALIVE: Final = 75
+
+log = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: who starts the role owns the signals. ``listening``: set once it does."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run_gateway(
+    *,
+    database_path: Path,
+    host: str,
+    port: int,
+    certificate: Path | None,
+    key: Path | None,
+    max_body_bytes: int,
+    on_ready: Callable[[int], None],
+    stop: asyncio.Event,
+) -> None:
+    """Serve until ``stop`` is set. ``port`` may be 0; ``on_ready`` is called once with the real one.
+
+    certificate, key: PEM files; without them the gateway speaks plain HTTP (tests and measurements).
+    Raises ConflictError (code "port_taken") or InvalidError (code "bad_address", "bad_certificate").
+    """
+    listener = listen(host, port)
+    try:
+        budget = Budget(max(MAX_HELD, 8 * max_body_bytes))
+        metrics = Metrics(lambda: budget.used)
+        view = FleetView(database_path)
+        hub = Hub(view, budget, metrics, max_answer=max_body_bytes)
+        forwarder = Forwarder(view, hub, metrics, random.Random())
+        gateway = Gateway(view, hub, forwarder, metrics, budget, max_body_bytes)
+        server = _Server(_config(gateway, certificate, key))
+    except BaseException:
+        listener.close()
+        raise
+    real_port = listener.getsockname()[1]
+    await view.refresh()
+    background = [asyncio.create_task(view.run()), asyncio.create_task(hub.watch())]
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait([serving, listening], return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            log.info("gateway ready", host=host, port=real_port)
+            on_ready(real_port)
+            await asyncio.wait([serving, stopping, *background], return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        await gateway.drain(DRAIN_SECONDS)
+    finally:
+        hub.close_all("the gateway stops")
+        server.should_exit = True
+        for task in (stopping, *background):
+            task.cancel()
+        results = await asyncio.gather(serving, *background, return_exceptions=True)
+        listener.close()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    log.info("gateway stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on ``host`` and ``port``. Raises ConflictError or InvalidError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InvalidError(f"{host!r} is no address to listen on: {error}", "bad_address") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # inherited by every connection: a device without power would else hold its socket for a quarter of an hour
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_SECONDS * 1000)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConflictError(
+            f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it, or choose another with "
+            "MUSTER_GATEWAY_PORT (0 for any)",
+            "port_taken",
+        ) from error
+    return listener
+
+
+def _config(gateway: Gateway, certificate: Path | None, key: Path | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        gateway,
+        http="httptools",
+        ws="websockets-sansio",  # the other implementation fails under two writers
+        ws_max_size=MAX_FRAME,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidError(f"certificate {certificate} with key {key}: {error}", "bad_certificate") from error
+    return config
