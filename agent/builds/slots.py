@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from agent import durable
-from agent.builds.store import Store, hash_file
+from agent.builds.store import Check, Store, hash_file
 from agent.errors import DeviceError, TrustError
 from wire.errors import WireError
 from wire.manifest import Manifest, build_id, parse_manifest
@@ -32,6 +31,7 @@ ENVELOPE: Final = "manifest.envelope"
 CURRENT: Final = "current"
 COMMITTED: Final = "committed"
 PREVIOUS: Final = "previous"
+_CHUNK: Final = 1024 * 1024
 _COMPONENT: Final = re.compile(r"(model):([a-z0-9][a-z0-9._-]{0,62})")
 _BUILD: Final = re.compile(r"b-[0-9a-f]{32}")
 
@@ -89,13 +89,21 @@ class Slots:
         except WireError as error:
             raise TrustError(f"{directory / MANIFEST}: {error}; install it again", "malformed") from error
 
-    def verify(self, component: str, build: str) -> Manifest:
+    def verify(self, component: str, build: str, check: Check = lambda: None) -> Manifest:
         """Read every file of ``build`` through. Raises TrustError ("missing", "malformed" or "wrong_hash")."""
         manifest = self.manifest(component, build)
-        _verify(self.directory(component, build), manifest)
+        _verify(self.directory(component, build), manifest, check)
         return manifest
 
-    def install(self, component: str, manifest: Manifest, payload: bytes, envelope: bytes, store: Store) -> Path:
+    def install(
+        self,
+        component: str,
+        manifest: Manifest,
+        payload: bytes,
+        envelope: bytes,
+        store: Store,
+        check: Check = lambda: None,
+    ) -> Path:
         """Make the build's directory from blobs of ``store``; nothing live is touched. May be repeated after a cut.
 
         Raises TrustError for bytes that do not have their hash, DeviceError for a disk that is full or broken.
@@ -106,10 +114,10 @@ class Slots:
         durable.remove_tree(temporary, "slots.remove")
         durable.make_directory(temporary, "slots.mkdir")
         for file in manifest.files:
-            _place(store.path(file.sha256), temporary / file.path)
+            _place(store.path(file.sha256), temporary / file.path, check)
         durable.write_atomic(temporary / MANIFEST, payload, "slots.manifest")
         durable.write_atomic(temporary / ENVELOPE, envelope, "slots.envelope")
-        _verify(temporary, manifest)
+        _verify(temporary, manifest, check)
         durable.sync_directory(temporary, "slots.sync")
         durable.remove_tree(directory, "slots.remove")  # a damaged one: a whole one would not be installed again
         durable.replace(temporary, directory, "slots.install")
@@ -180,7 +188,7 @@ class Slots:
         durable.switch_link(self._component(component) / link, build, f"slots.{link}")
 
 
-def _place(blob: Path, target: Path) -> None:
+def _place(blob: Path, target: Path, check: Check) -> None:
     """Put the blob's bytes under ``target``: a second name for the same bytes where that is possible, else a copy."""
     try:
         try:
@@ -189,7 +197,9 @@ def _place(blob: Path, target: Path) -> None:
             raise
         except OSError:  # another file system, or one without hard links
             with blob.open("rb") as source, target.open("xb") as copy:
-                shutil.copyfileobj(source, copy)
+                while chunk := source.read(_CHUNK):
+                    check()
+                    copy.write(chunk)
                 durable.sync_file(copy, "slots.copy")
     except FileNotFoundError as error:
         raise TrustError(f"blob {blob.name} is missing; it will be fetched again", "missing") from error
@@ -197,7 +207,7 @@ def _place(blob: Path, target: Path) -> None:
         raise durable.disk_error(error, target) from error
 
 
-def _verify(directory: Path, manifest: Manifest) -> None:
+def _verify(directory: Path, manifest: Manifest, check: Check) -> None:
     for file in manifest.files:
         path = directory / file.path
         try:
@@ -205,7 +215,7 @@ def _verify(directory: Path, manifest: Manifest) -> None:
         except OSError as error:
             raise TrustError(f"{path} is missing; install the build again", "missing") from error
         try:
-            digest = hash_file(path) if size == file.size else None
+            digest = hash_file(path, check) if size == file.size else None
         except DeviceError as error:
             raise TrustError(f"{path} cannot be read: {error}", "unreadable") from error
         if digest != file.sha256:

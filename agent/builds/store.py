@@ -18,6 +18,7 @@ from agent import durable
 from agent.errors import DeviceError, TrustError
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+Check = Callable[[], None]
 _CHUNK: Final = 1024 * 1024
 
 
@@ -49,11 +50,11 @@ class Store:
         except OSError:
             return False
 
-    def verify(self, sha256: str, size: int) -> None:
+    def verify(self, sha256: str, size: int, check: Check = lambda: None) -> None:
         """Read the blob through. Raises TrustError ("missing" or "wrong_hash") and then removes a rotten one."""
         if not self.has(sha256, size):
             raise TrustError(f"blob {sha256} is not here in its size; it will be fetched again", "missing")
-        if hash_file(self.path(sha256)) != sha256:
+        if hash_file(self.path(sha256), check) != sha256:
             durable.remove(self.path(sha256), "blobs.remove")
             raise TrustError(f"blob {sha256} has rotted on the disk; it will be fetched again", "wrong_hash")
 
@@ -88,12 +89,16 @@ class Store:
         return gone
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes. Raises DeviceError when it cannot be read."""
+def hash_file(path: Path, check: Check = lambda: None) -> str:
+    """Return the SHA-256 of the file's bytes; ``check`` is called now and then and may raise to stop it.
+
+    Raises DeviceError when the file cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
+                check()
                 digest.update(chunk)
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror or error}; check the disk", "unreadable") from error

@@ -51,19 +51,14 @@ def check(
     device: Capabilities,
     room: Room,
     bad: Mapping[str, str],
-    generation: int,
-    newest: int,
 ) -> Fits | Unfit:
     """Decide whether ``build`` may be brought about as ``model`` on ``device``.
 
-    bad: builds that failed here before, with the reason. generation, newest: of this item, and the newest that this
-    device has taken for the component; an older one is never installed.
+    bad: builds that failed here before, with the reason.
     """
     found: list[tuple[str, str]] = []
     if build in bad:
         found.append(("bad_build", f"{build} failed on this device before: {bad[build]}"))
-    if generation < newest:
-        found.append(("going_back", f"generation {generation} is older than {newest}, which this device has taken"))
     if manifest.model != model:
         found.append(("other_model", f"the manifest describes {manifest.model!r}, the item asks for {model!r}"))
     target = manifest.target
