@@ -167,17 +167,21 @@ async def test_the_largest_report_passes_through_the_outbox(sensors: Sensors, tm
 
 
 async def test_run_reports_until_it_is_cancelled(tmp_path: Path) -> None:
-    put = asyncio.Event()
+    came = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def put(message_type: type[Sequenced], fields: dict[str, Any], key: str) -> None:
+        loop.call_soon_threadsafe(came.set)
+
     far = Far(state(build(), pid=os.getpid()))
     reporter = Reporter(
         interval=0.05,
         sensors=Sensors(Path("/"), tmp_path),
         serving=far.serving,
-        put=lambda message_type, fields, key: loop.call_soon_threadsafe(put.set) and None,
+        put=put,
     )
     task = asyncio.create_task(reporter.run())
-    await asyncio.wait_for(put.wait(), 10)
+    await asyncio.wait_for(came.wait(), 10)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
