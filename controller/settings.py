@@ -25,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data: state, keys and artifacts live here. host: the address that devices and people use; also what the servers
     bind to. api_port: HTTPS. console_port: plain HTTP, bound to loopback alone, for browsers on this machine.
+    api_url: where devices reach the API when that is not https://HOST:API_PORT (a proxy, a builder on another host).
     broker_url: an existing broker ("mqtts://host:port"), empty to start mosquitto as a child.
     max_artifact_bytes, max_body_bytes: of an upload, of an inference request.
     """
@@ -35,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gateway_port: Port = 7071
     console_port: Port = 7072
     mqtt_port: Port = 8883
+    api_url: str = ""
     broker_url: str = ""
     max_artifact_bytes: Annotated[int, Meta(ge=1)] = 8 * 1024**3
     max_body_bytes: Annotated[int, Meta(ge=1)] = 16 * 1024**2

@@ -1,7 +1,7 @@
 """The first journey: from nothing to an answered request, on one machine.
 
-Invariant: it uses what an operator would use: the HTTP API, the agent's command line, the gateway. Every step looks first
-whether it was done before, so that a second start goes on with what is there. Starting and stopping processes is
+Invariant: it uses what an operator would use: the HTTP API, the agent's command line, the gateway. Every step looks
+first whether it was done before, so that a second start goes on with what is there. Starting and stopping processes is
 `local/run.py`'s business.
 """
 

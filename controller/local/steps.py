@@ -1,7 +1,7 @@
 """Shows the steps of a long piece of work as they happen, each with its time.
 
-Invariant: a step that fails is shown as failed, and its error goes on upwards. In a terminal the running step turns; in a
-pipe each step is one line. Everything goes to standard error: standard output belongs to the result.
+Invariant: a step that fails is shown as failed, and its error goes on upwards. In a terminal the running step turns; in
+a pipe each step is one line. Everything goes to standard error: standard output belongs to the result.
 """
 
 from __future__ import annotations

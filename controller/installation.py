@@ -1,0 +1,231 @@
+"""What a controller's data directory holds: keys, certificates, ports, the first tokens. Made at the first start.
+
+Invariant: ``prepare`` may run any number of times, also in several processes one after the other: what is there stays.
+Ports that were chosen by the system are kept, because devices remember where they enrolled. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from controller.builds.sign import builder_key
+from controller.database.connection import Database
+from controller.devices.authority import Authority, Files
+from controller.errors import ConflictError, InvalidError, UnavailableError
+from controller.rollouts.keys import assignment_key, public_text
+from controller.settings import Settings
+from controller.tenants import tokens
+from controller.tenants.access import BUILDER
+from wire.enrolment import TrustBundle, bundle_bytes
+from wire.envelope import PrivateKey, PublicKey, decode_public_key, key_id
+from wire.errors import WireError
+
+PORT_NAMES: Final = ("api_port", "gateway_port", "console_port", "mqtt_port")
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """The ports in use, as `ports.json` tells them."""
+
+    api_port: int
+    gateway_port: int
+    console_port: int
+    mqtt_port: int
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Everything the roles need to know of this data directory.
+
+    admin_token: only at the very first start, to be shown once. builder_keys: public, by key id.
+    """
+
+    settings: Settings
+    data: Path
+    ports: Ports
+    authority: Authority
+    api_files: Files
+    gateway_files: Files
+    mqtt_files: Files
+    client_files: Files
+    assignment_key: PrivateKey
+    builder_keys: dict[str, PublicKey]
+    trust_bundle: bytes
+    session_key: bytes
+    admin_token: str | None
+
+    @property
+    def database_path(self) -> Path:
+        """Where `state.db` lies."""
+        return self.data / "state.db"
+
+    @property
+    def series_path(self) -> Path:
+        """Where `series.db` lies."""
+        return self.data / "series.db"
+
+    @property
+    def api_url(self) -> str:
+        """Where devices and programs reach the API."""
+        return self.settings.api_url or f"https://{_bracketed(self.settings.host)}:{self.ports.api_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where programs reach the gateway."""
+        return f"https://{_bracketed(self.settings.host)}:{self.ports.gateway_port}"
+
+    @property
+    def tunnel_url(self) -> str:
+        """Where devices open their tunnels."""
+        return f"wss://{_bracketed(self.settings.host)}:{self.ports.gateway_port}/tunnel"
+
+    @property
+    def console_url(self) -> str:
+        """Where a browser on this machine finds the console."""
+        return f"http://127.0.0.1:{self.ports.console_port}"
+
+    @property
+    def builder_token_file(self) -> Path:
+        """Where the builder's API token lies."""
+        return self.data / "builder" / "token"
+
+
+def prepare(settings: Settings, now: float) -> Installation:
+    """Make what is missing in the data directory and return all of it.
+
+    Raises UnavailableError or InvalidError with what to do.
+    """
+    data = settings.data_directory
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data / "keys" / "builders").mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"data directory {data}: {error}; choose another with --data", "no_data") from error
+    authority = Authority(data / "ca", now)
+    hosts = [settings.host]
+    database = Database(data / "state.db")
+    try:
+        database.migrate()
+        admin_token = tokens.first_start(database, now)
+        _builder_token(database, data / "builder" / "token", now)
+    finally:
+        database.close()
+    signing = assignment_key(data / "keys")
+    builders = _builder_keys(data)
+    bundle = TrustBundle(
+        ca_pem=authority.root_file.read_text(),
+        builder_keys=list(builders),
+        assignment_keys=[public_text(signing)],
+    )
+    keys = {key_id(key): key for key in map(decode_public_key, builders)}
+    return Installation(
+        settings=settings,
+        data=data,
+        ports=settle_ports(settings, data / "ports.json"),
+        authority=authority,
+        api_files=authority.server_files("api", hosts, now),
+        gateway_files=authority.server_files("gateway", hosts, now),
+        mqtt_files=authority.server_files("mqtt", hosts, now),
+        client_files=authority.controller_files(now),
+        assignment_key=signing,
+        builder_keys=keys,
+        trust_bundle=bundle_bytes(bundle),
+        session_key=_session_key(data / "keys" / "sessions.key"),
+        admin_token=admin_token,
+    )
+
+
+def settle_ports(settings: Settings, file: Path) -> Ports:
+    """Return the ports: as set; where 0, as kept in ``file``; else free ones, kept there from now on."""
+    kept: dict[str, int] = {}
+    if file.exists():
+        try:
+            kept = msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.MsgspecError) as error:
+            raise InvalidError(f"{file}: {error}; remove it to have ports chosen again", "bad_ports") from error
+    chosen: dict[str, int] = {}
+    for name in PORT_NAMES:
+        wanted = getattr(settings, name)
+        chosen[name] = wanted or kept.get(name) or _free_port(set(chosen.values()) | set(kept.values()))
+    if chosen != {name: kept.get(name) for name in PORT_NAMES}:
+        write_private_bytes(file, msgspec.json.encode(chosen), 0o644)
+    return Ports(**chosen)
+
+
+@contextmanager
+def only_one(data: Path) -> Iterator[None]:
+    """Hold this data directory against a second controller. Raises ConflictError."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data / "lock").open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                f"a controller already runs in {data}: stop it first, or choose another directory with --data",
+                "already_running",
+            ) from error
+        yield
+
+
+def write_private_bytes(file: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write ``file`` in one step, so that a power cut leaves the old content or the new."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as output:
+        output.write(content)
+        output.flush()
+        os.fsync(output.fileno())
+    beside.replace(file)
+
+
+def _builder_token(database: Database, file: Path, now: float) -> None:
+    if file.exists():
+        return
+    with database.begin() as connection:
+        token = tokens.make(connection, tenant=tokens.DEFAULT_TENANT, name="builder", role=BUILDER, now=now)
+        write_private_bytes(file, token.text.encode() + b"\n")  # inside: a token that nobody knows is not kept
+
+
+def _builder_keys(data: Path) -> list[str]:
+    """The public keys of builders: this machine's own, and those that an operator put beside it as NAME.pub."""
+    own = builder_key(data).public
+    texts = [own]
+    for file in sorted((data / "keys" / "builders").glob("*.pub")):
+        text = file.read_text().strip()
+        try:
+            decode_public_key(text)
+        except WireError as error:
+            raise InvalidError(f"{file}: {error}", "bad_builder_key") from error
+        if text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _session_key(file: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_bytes()
+    write_private_bytes(file, secrets.token_bytes(32))
+    return file.read_bytes()
+
+
+def _free_port(taken: set[int]) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:
+            return port
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
