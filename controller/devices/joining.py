@@ -7,7 +7,6 @@ answer that gets lost is asked for again (wire 8.4).
 from __future__ import annotations
 
 import hashlib
-import secrets
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass

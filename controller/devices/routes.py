@@ -30,8 +30,8 @@ from wire.errors import WireError
 from wire.topics import DEVICE_ID
 
 JSON: Final = "application/json"
-_SECRET_IS_PROOF: Final = "a new device has no credential but the join token in its request, which is judged"
-_SIGNATURE_IS_PROOF: Final = "the device's signature in the request is the credential"
+_WHY_OPEN_TO_NEW: Final = "a new device has no credential but the join token in its request, which is judged"
+_WHY_OPEN_TO_SIGNED: Final = "the device's signature in the request is the credential"
 
 router = APIRouter(prefix="/api/v1", tags=["devices"])
 Db = Annotated[Database, Depends(database)]
@@ -78,7 +78,7 @@ def trust_bundle(our_fleet: OurFleet) -> Response:
     return Response(our_fleet.trust_bundle, media_type=JSON)
 
 
-@router.post("/enrolment", dependencies=[Depends(public(_SECRET_IS_PROOF))])
+@router.post("/enrolment", dependencies=[Depends(public(_WHY_OPEN_TO_NEW))])
 async def enrol(request: Request, db: Db, our_fleet: OurFleet) -> Response:
     """Admit a device (wire 8.3): EnrolRequest to EnrolAnswer, or 403 with the code of the refusal."""
     our_fleet.attempts.count("enrolment", request)
@@ -105,7 +105,7 @@ async def challenge(request: Request, our_fleet: OurFleet) -> Response:
     return Response(_sessions(request).challenge(device), media_type=JSON)
 
 
-@router.post("/device-sessions", dependencies=[Depends(public(_SIGNATURE_IS_PROOF))])
+@router.post("/device-sessions", dependencies=[Depends(public(_WHY_OPEN_TO_SIGNED))])
 async def open_session(request: Request, our_fleet: OurFleet) -> dict[str, Any]:
     """Return a bearer token for the device whose envelope around its challenge is the body (wire 8.5)."""
     our_fleet.attempts.count("device-session", request)

@@ -1,0 +1,305 @@
+"""A real mosquitto with real certificates: who hears whom, by delivery; and what a killed broker leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from controller.broker.configuration import Listener
+from controller.broker.mosquitto import Mosquitto, find_program
+from controller.broker.session import Broker, Endpoint
+from controller.devices.authority import CONTROLLER_NAME, DEVICES, SERVING, Authority
+from controller.errors import InvalidError, UnavailableError
+from wire.codec import encode
+from wire.messages import Ack, Heartbeat, State
+from wire.topics import ACK, DESIRED, HEARTBEAT, STATE, shard_of, topic_for
+
+WAIT = 10.0
+
+
+@dataclass
+class Identity:
+    """Certificate and key of one device on disk."""
+
+    name: str
+    certificate: Path
+    key: Path
+
+
+@dataclass
+class House:
+    """The running broker, the controller's session and what it heard."""
+
+    authority: Authority
+    mosquitto: Mosquitto
+    folder: Path
+    known: set[str] = field(default_factory=set)
+    heard: list[tuple[str, Any]] = field(default_factory=list)
+    connects: int = 0
+    broker: Broker | None = None
+
+    def identity(self, authority: Authority | None = None, device: str | None = None) -> Identity:
+        issuer = authority or self.authority
+        name = device or issuer.new_device_name()
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = issuer.issue_device(name, "default", key.public_key(), time.time())
+        files = Identity(name, self.folder / f"{name}.{id(issuer)}.pem", self.folder / f"{name}.{id(issuer)}.key")
+        files.certificate.write_text(certificate.pem + issuer.chain_pem(DEVICES))
+        files.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        if authority is None:
+            self.known.add(name)
+        return files
+
+    def client(self, identity: Identity | None, identifier: str | None = None) -> aiomqtt.Client:
+        context = ssl.create_default_context(cafile=str(self.authority.root_file))
+        if identity is not None:
+            context.load_cert_chain(identity.certificate, identity.key)
+        return aiomqtt.Client(
+            "127.0.0.1",
+            self.mosquitto.port,
+            identifier=identifier or (identity.name if identity else "nobody"),
+            clean_session=False,
+            tls_context=context,
+            timeout=3,
+        )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    authority = Authority(tmp_path / "ca", time.time())
+    server = authority.server_files("mqtt", ["127.0.0.1"], time.time())
+    listener = Listener("127.0.0.1", 0, server.certificate, server.key, authority.client_roots)
+    program = find_program(os.environ, tmp_path / "data")
+    mosquitto = Mosquitto(program, tmp_path / "broker", listener, [CONTROLLER_NAME])
+    await mosquitto.start()
+    house = House(authority, mosquitto, tmp_path)
+    own = authority.controller_files(time.time())
+
+    async def hear(device: str, message: Any) -> None:
+        house.heard.append((device, message))
+
+    async def connected() -> None:
+        house.connects += 1
+
+    house.broker = Broker(
+        lambda: Endpoint("127.0.0.1", mosquitto.port, CONTROLLER_NAME, authority.root_file, own.certificate, own.key),
+        lambda device: device in house.known,
+        {State: hear, Heartbeat: hear},
+        connected,
+    )
+    task = asyncio.create_task(house.broker.run())
+    await asyncio.wait_for(house.broker.wait_connected(), WAIT)
+    yield house
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await mosquitto.stop()
+
+
+def state(online: bool = True, session: int = 1) -> State:
+    return State(online=online, boot="boot-1", session=session, agent_version="0")
+
+
+async def test_a_device_speaks_and_hears_below_its_own_name_only(house: House) -> None:
+    assert house.broker is not None
+    a, b = house.identity(), house.identity()
+    got: list[str] = []
+
+    async def listen(client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            got.append(str(message.topic))
+
+    async with house.client(a) as client_a, house.client(b) as client_b:
+        listening = asyncio.create_task(listen(client_a))
+        for wide in ("#", "muster/#", topic_for(DESIRED, b.name), "$SYS/#", f"$share/g/{topic_for(DESIRED, b.name)}"):
+            await client_a.subscribe(wide, qos=1)
+        # A tries to speak for B, to B, and as the controller to itself
+        for topic in (
+            topic_for(STATE, b.name),
+            topic_for(DESIRED, b.name),
+            topic_for(DESIRED, a.name),
+            "$CONTROL/x/v1",
+        ):
+            await client_a.publish(topic, encode(state()), qos=1, retain=True)
+        await client_b.publish(topic_for(STATE, b.name), encode(state(session=7)), qos=1)
+        await house.broker.publish(DESIRED, b.name, b"for B")
+        await house.broker.publish(DESIRED, a.name, b"for A")
+        await client_a.publish(topic_for(HEARTBEAT, a.name), encode(Heartbeat(at=1.0, session=1)), qos=1)
+        await house.until(lambda: len(house.heard) >= 2 and bool(got))
+        # B's newest assignment is what the controller sent: a retained one by A would have come instead
+        await client_b.subscribe(topic_for(DESIRED, b.name), qos=1)
+        first = await asyncio.wait_for(anext(aiter(client_b.messages)), WAIT)
+        listening.cancel()
+    assert first.payload == b"for B"
+    assert set(got) == {topic_for(DESIRED, a.name)}
+    assert {(device, type(message)) for device, message in house.heard} == {(b.name, State), (a.name, Heartbeat)}
+    assert [message.session for _, message in house.heard if isinstance(message, State)] == [7]
+
+
+async def test_a_will_on_another_devices_topic_is_not_delivered(house: House) -> None:
+    a, b = house.identity(), house.identity()
+    client = house.client(a)
+    client._client.will_set(topic_for(STATE, b.name), encode(state(online=False)), 1, True)
+    async with client:
+        client._client._sock_close()  # no farewell: the broker sends the will
+    async with house.client(b) as after:
+        await after.publish(topic_for(STATE, b.name), encode(state(session=9)), qos=1)
+        await house.until(lambda: any(message.session == 9 for _, message in house.heard))
+    assert all(message.online for _, message in house.heard)
+
+
+async def refused(client: aiomqtt.Client) -> bool:
+    try:
+        async with client:
+            return False
+    except aiomqtt.MqttError:
+        return True
+
+
+async def test_only_certificates_of_this_fleet_for_clients_get_in(house: House, tmp_path: Path) -> None:
+    good = house.identity()
+    other_fleet = Authority(tmp_path / "other", time.time())
+    same_name_other_ca = house.identity(other_fleet, good.name)
+    server = house.authority.server_files("other", ["127.0.0.1"], time.time())
+    assert not await refused(house.client(good))
+    assert await refused(house.client(None))
+    assert await refused(house.client(same_name_other_ca))
+    assert await refused(house.client(Identity("s-other", server.certificate, server.key)))
+    assert SERVING in str(server.certificate)
+
+
+async def test_a_device_cannot_come_under_another_client_id(house: House) -> None:
+    assert house.broker is not None
+    a, b = house.identity(), house.identity()
+    async with house.client(b) as client_b, house.client(a, identifier=b.name) as client_a:
+        # had A taken over B's session, B would be disconnected and A would hear B's assignment
+        await client_b.subscribe(topic_for(DESIRED, b.name), qos=1)
+        await client_a.subscribe("#", qos=1)
+        await house.broker.publish(DESIRED, b.name, b"for B")
+        got = await asyncio.wait_for(anext(aiter(client_b.messages)), WAIT)
+        assert got.payload == b"for B"
+        assert len(client_a.messages) == 0
+
+
+async def test_messages_that_do_not_fit_are_counted_and_dropped(house: House) -> None:
+    assert house.broker is not None
+    a, stranger = house.identity(), house.identity()
+    house.known.discard(stranger.name)
+    wrong_shard = "00" if shard_of(a.name) != "00" else "01"
+    async with house.client(a) as client, house.client(stranger) as other:
+        await client.publish(f"muster/1/{wrong_shard}/{a.name}/up/state", encode(state()), qos=1)
+        await client.publish(topic_for(STATE, a.name), b"not json", qos=1)
+        await client.publish(topic_for(STATE, a.name), b'{"v":2}', qos=1)
+        await client.publish(topic_for(STATE, a.name).replace("state", "nonsense"), b"{}", qos=1)
+        await client.publish(topic_for(HEARTBEAT, a.name), b" " * 2_000, qos=1)
+        await client.publish(topic_for(STATE, a.name).replace("state", "health"), b'{"v":1}', qos=1)
+        await other.publish(topic_for(STATE, stranger.name), encode(state()), qos=1)
+        await client.publish(topic_for(STATE, a.name), encode(state(session=5)), qos=1)
+        await house.until(lambda: house.broker is not None and house.broker.counts.total() >= 8)
+    assert dict(house.broker.counts) == {
+        "wrong_shard": 1,
+        "malformed": 4,
+        "too_large": 1,
+        "unknown_device": 1,
+        "handled": 1,
+    }
+    assert [message.session for _, message in house.heard] == [5]
+
+
+async def test_a_killed_broker_comes_back_with_the_newest_assignment(house: House) -> None:
+    assert house.broker is not None
+    a = house.identity()
+    for payload in (b"old", b"new"):
+        await house.broker.publish(DESIRED, a.name, payload)
+    stored = house.folder / "broker" / "state" / "mosquitto.db"
+    await house.until(lambda: stored.exists() and b"new" in stored.read_bytes() and b"old" not in stored.read_bytes())
+    port, pid = house.mosquitto.port, house.mosquitto.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await house.until(lambda: house.connects == 2 and house.mosquitto.restarts == 1)
+    assert house.mosquitto.port == port
+    assert house.mosquitto.pid not in (None, pid)
+    async with house.client(a) as client:
+        await client.subscribe(topic_for(DESIRED, a.name), qos=1)
+        got = await asyncio.wait_for(anext(aiter(client.messages)), WAIT)
+    assert got.payload == b"new"
+
+
+async def test_publish_says_when_it_cannot(house: House) -> None:
+    assert house.broker is not None
+    a = house.identity()
+    with pytest.raises(InvalidError):
+        await house.broker.publish(STATE, a.name, encode(state()))
+    with pytest.raises(InvalidError):
+        await house.broker.publish(ACK, a.name, b" " * (ACK.limit + 1))
+    await house.broker.publish(ACK, a.name, Ack(stream="s" * 8, sequence=3))
+    await house.mosquitto.stop()
+    await house.until(lambda: house.broker is not None and not house.broker.connected)
+    with pytest.raises(UnavailableError, match="away"):
+        await house.broker.publish(DESIRED, a.name, b"x")
+
+
+async def test_a_taken_port_and_a_missing_program_are_told(house: House, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = house.authority.server_files("mqtt", [], time.time())
+        listener = Listener(
+            "127.0.0.1", taken.getsockname()[1], server.certificate, server.key, house.authority.client_roots
+        )
+        other = Mosquitto(find_program(os.environ, tmp_path), tmp_path / "second", listener, [CONTROLLER_NAME])
+        with pytest.raises(UnavailableError) as told:
+            await other.start()
+    assert told.value.code == "port_taken"
+    with pytest.raises(UnavailableError) as told:
+        find_program({"MUSTER_MOSQUITTO": str(tmp_path / "nothing")}, tmp_path)
+    assert told.value.code == "broker_missing"
+
+
+async def test_a_wrong_configuration_is_told_with_mosquittos_own_words(house: House, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing.pem"
+    listener = Listener("127.0.0.1", 0, nothing, nothing, house.authority.client_roots)
+    other = Mosquitto(find_program(os.environ, tmp_path), tmp_path / "second", listener, [CONTROLLER_NAME])
+    with pytest.raises(UnavailableError, match=r"nothing\.pem") as told:
+        await other.start()
+    assert told.value.code == "broker_failed"
+    await other.stop()
+
+
+async def test_a_mosquitto_left_behind_is_ended_at_the_next_start(house: House) -> None:
+    first = house.mosquitto
+    assert first.pid is not None
+    left = first.pid
+    for task in first._tasks:  # as if the controller had died: nobody supervises any more
+        task.cancel()
+    listener = first._listener
+    second = Mosquitto(first._program, first._directory, listener, [CONTROLLER_NAME])
+    await second.start()
+    assert second.port == listener.port
+    assert second.pid != left
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(left, 0)
+        assert Path(f"/proc/{left}/stat").read_text().split(") ")[1].startswith("Z")
+    await second.stop()
