@@ -117,7 +117,7 @@ def clean(text: str) -> str | None:
 
 
 def whole_number(text: str | None) -> int | None:
-    """Return the whole number that is all of ``text``, at most 18 digits, or None."""
-    if text is None or not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+    """Return the whole number that is all of ``text``, at most 20 digits, or None."""
+    if text is None or not re.fullmatch(r"-?[0-9]{1,20}", text.strip()):
         return None
     return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +79,14 @@ def test_a_tie_goes_to_the_more_special_profile() -> None:
 def test_a_pattern_fits_the_whole_entry() -> None:
     tree = DeviceTree(compatible=("notraspberrypi,4", "raspberrypi"))
     assert match(Facts(arch="aarch64", device_tree=tree), PROFILES).profile.id == "generic-aarch64"
+
+
+def test_a_pattern_without_a_star_is_the_whole_entry() -> None:
+    family = PROFILES["raspberry_pi"]
+    exact = msgspec.structs.replace(family, match=(Rule(confidence=0.9, compatible=("raspberrypi,4",)),))
+    for entry, fits in (("raspberrypi,4-model-b", False), ("raspberrypi,4", True)):
+        facts = Facts(device_tree=DeviceTree(compatible=(entry,)))
+        assert (match(facts, {"pi": exact}).confidence > 0) is fits
 
 
 def test_without_any_profile_there_is_still_an_answer() -> None:

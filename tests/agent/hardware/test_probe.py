@@ -78,7 +78,7 @@ def test_this_machine_is_known() -> None:
 def test_cores_on_line_are_counted_from_ranges(tmp_path: Path) -> None:
     shutil.copytree(PI4, tmp_path / "board")
     online = tmp_path / "board/sys/devices/system/cpu/online"
-    for content, cores in (("0-2,5\n", 4), ("0\n", 1), ("3-1\n", 4), ("garbage", 4), ("0-999999\n", 4)):
+    for content, cores in (("0-2,5\n", 4), ("0\n", 1), ("0-9,3-1\n", 4), ("garbage", 4), ("0-999999\n", 4)):
         online.write_text(content)
         assert probe(tmp_path / "board").cpu.cores == cores  # 4 from cpuinfo where the list makes no sense
 

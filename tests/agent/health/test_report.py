@@ -160,6 +160,9 @@ async def test_the_largest_report_passes_through_the_outbox(sensors: Sensors, tm
         await reporter.sample()
         far.now += 4
     await reporter.report()
+    found = far.windows()
+    assert sum(name[0] == "serving_requests" for name in found) == MAX_BUILDS
+    assert ("health_dropped",) not in found
     outbox = Outbox(tmp_path / "outbox.db")
     outbox.put(*far.messages[0])
     assert outbox.pending() == 1
