@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 from controller.rollouts.gate import Back, Hold, Observations, Seen, is_away, judge, observe
 from controller.rollouts.model import (
@@ -28,7 +28,7 @@ from controller.rollouts.model import (
     Wanted,
     selects,
 )
-from controller.rollouts.policy import Share
+from controller.rollouts.policy import Share, takes_rest
 from controller.rollouts.resolve import Choice, NoBuild, resolve
 from controller.rollouts.steps import (
     Assign,
@@ -129,13 +129,13 @@ def in_order(fits: Iterable[Fit], now: float) -> list[Fit]:
     return sorted(fits, key=lambda fit: (_rank(fit.device, now), fit.device.id))
 
 
-def stage_size(rule: Share | str, total: int, left: int) -> int:
+def stage_size(rule: Share | Literal["rest"], total: int, left: int) -> int:
     """Return how many of the ``left`` devices a stage takes, when the rollout can reach ``total`` in all."""
-    if not isinstance(rule, Share):
+    if not isinstance(rule, Share) or rule.rest:
         return left
     if rule.count is not None:
         return min(rule.count, left)
-    assert rule.percent is not None, "parse_policy asks for one of the two"
+    assert rule.percent is not None, "parse_policy asks for one of the three"
     return min(left, max(1, math.ceil(total * rule.percent / 100)))
 
 
@@ -148,15 +148,16 @@ def index(executions: Iterable[ExecutionView]) -> dict[str, dict[str, ExecutionV
     return found
 
 
-def look(rollout: Rollout, fleet: Fleet, now: float) -> tuple[Observations, tuple[str, ...]] | None:
-    """Return how the newest stage stands and what the gate says of it now; None before the first stage."""
+def look(rollout: Rollout, fleet: Fleet, now: float) -> tuple[Observations, str, tuple[str, ...]] | None:
+    """Return how the newest stage stands, the gate's verdict ("go", "hold", "back") and why; None before a stage."""
     if not rollout.stages:
         return None
-    view = _Look(rollout, fleet, now)
-    seen = view.observe(rollout.stages[-1])
-    if rollout.stages[-1].state is not StageState.RUNNING:
-        return seen, rollout.stages[-1].reasons
-    return seen, judge(rollout.stages[-1], seen, rollout.policy, view.proven(), now).reasons
+    view, stage = _Look(rollout, fleet, now), rollout.stages[-1]
+    seen = view.observe(stage)
+    if stage.state is not StageState.RUNNING:
+        return seen, "go" if stage.state is StageState.PASSED else "back", stage.reasons
+    verdict = judge(stage, seen, rollout.policy, view.proven(), now)
+    return seen, type(verdict).__name__.lower(), verdict.reasons
 
 
 @dataclass
@@ -398,7 +399,7 @@ def _at_work(of_device: Mapping[str, ExecutionView]) -> bool:
 
 
 def _covers_all(rollout: Rollout) -> bool:
-    return rollout.policy.stages[-1] == "rest"
+    return takes_rest(rollout.policy.stages[-1])
 
 
 def _rank(device: DeviceView, now: float) -> int:

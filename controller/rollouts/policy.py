@@ -7,7 +7,6 @@ Decides nothing about a fleet (`plan.py`, `gate.py`).
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -21,17 +20,20 @@ MAX_STAGES: Final = 32
 DAY: Final = 86_400.0
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Seconds = Annotated[float, Meta(ge=0, le=30 * DAY)]
+DeviceSeconds = Annotated[float, Meta(gt=0, le=30 * DAY)]
 Label = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many devices one stage takes: exactly one of ``count`` and ``percent``.
+    """How many devices one stage takes: exactly one of the three.
 
-    percent: of all devices that the rollout can reach at all (not of those left), rounded up, at least one.
+    percent: of all devices that the rollout can reach at all (not of those left), rounded up, at least one. rest:
+    everybody left, those that come while the stage runs included; the same as the word "rest" in place of the object.
     """
 
     count: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+    rest: bool = False
 
 
 class GateRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +65,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     soak: how long a finished stage is watched before the next. deadline: of one stage, from its start; a device that
     was reached and has not finished by then counts as failed. max_in_flight: reachable devices that work at the same
     time. continuous: devices that fit the selector later get the release too: in the last stage while the rollout
-    runs, directly once it has succeeded. device: what each device keeps to, copied into its assignment (wire 7.1).
+    runs, directly once it has succeeded. The last five are what each device keeps to (wire 7.3): they travel in its
+    assignment.
     """
 
     stages: Annotated[list[Share | Literal["rest"]], Meta(min_length=1, max_length=MAX_STAGES)] = ["rest"]
@@ -73,7 +76,22 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     offline: Offline = Offline()
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
     continuous: bool = True
-    device: DevicePolicy = DevicePolicy()
+    download_deadline: DeviceSeconds = 86_400.0
+    install_deadline: DeviceSeconds = 900.0
+    probation: Seconds = 10.0
+    probation_deadline: DeviceSeconds = 600.0
+    offline_ok: bool = False
+
+    @property
+    def device(self) -> DevicePolicy:
+        """What is copied into assignments."""
+        return DevicePolicy(
+            download_deadline=self.download_deadline,
+            install_deadline=self.install_deadline,
+            probation=self.probation,
+            probation_deadline=self.probation_deadline,
+            offline_ok=self.offline_ok,
+        )
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,18 +112,21 @@ def parse_policy(document: Any) -> Policy:
     """Return the policy in ``document`` (decoded JSON or YAML). Raises InvalidError that names the field."""
     policy = _convert(document, Policy, "policy")
     for place, stage in enumerate(policy.stages):
-        if isinstance(stage, Share) and (stage.count is None) == (stage.percent is None):
-            raise InvalidError(f"policy: $.stages[{place}]: give either count or percent", "bad_policy")
-        if stage == "rest" and place != len(policy.stages) - 1:
-            raise InvalidError(
-                f'policy: $.stages[{place}]: "rest" leaves nothing for later stages', "bad_policy"
-            )
-    for name in ("download_deadline", "install_deadline", "probation", "probation_deadline"):
-        if not math.isfinite(getattr(policy.device, name)):
-            raise InvalidError(f"policy: $.device.{name}: must be a finite number of seconds", "bad_policy")
-    if policy.device.probation > policy.device.probation_deadline:
-        raise InvalidError("policy: $.device.probation: longer than $.device.probation_deadline", "bad_policy")
+        if (
+            isinstance(stage, Share)
+            and [stage.count is not None, stage.percent is not None, stage.rest].count(True) != 1
+        ):
+            raise InvalidError(f"policy: $.stages[{place}]: give one of count, percent and rest", "bad_policy")
+        if takes_rest(stage) and place != len(policy.stages) - 1:
+            raise InvalidError(f'policy: $.stages[{place}]: "rest" leaves nothing for later stages', "bad_policy")
+    if policy.probation > policy.probation_deadline:
+        raise InvalidError("policy: $.probation: longer than $.probation_deadline", "bad_policy")
     return policy
+
+
+def takes_rest(stage: Share | Literal["rest"]) -> bool:
+    """Whether ``stage`` takes everybody left."""
+    return stage.rest if isinstance(stage, Share) else True
 
 
 def parse_selector(document: Any) -> Selector:
