@@ -24,12 +24,13 @@ class _Tenanted(Protocol):
 def audit_router(permit: Callable[[str], Callable[..., _Tenanted]]) -> APIRouter:
     """Return the routes; ``permit`` is that of `controller/tenants/guard.py`."""
     router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
+    # A default, not an annotation: annotations are read as text, which cannot name a local variable.
     reader = Depends(permit("audit.read"))
 
     @router.get("")
     def trail(
-        principal: Annotated[Any, reader],
         db: Annotated[Database, Depends(database)],
+        principal: _Tenanted = reader,
         before: Annotated[int | None, Query(ge=1)] = None,
         limit: Annotated[int, Query(ge=1, le=500)] = 100,
     ) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def audit_router(permit: Callable[[str], Callable[..., _Tenanted]]) -> APIRouter
         }
 
     @router.get("/verify")
-    def verify(principal: Annotated[Any, reader], db: Annotated[Database, Depends(database)]) -> dict[str, Any]:
+    def verify(db: Annotated[Database, Depends(database)], principal: _Tenanted = reader) -> dict[str, Any]:
         """Follow the whole chain: intact up to which row, or broken at which row and why."""
         sealer.seal(db)
         verdict = sealer.check(db, principal.tenant)

@@ -17,9 +17,9 @@ LOST_AFTER: Final = 90.0
 class PresenceState(StrEnum):
     """Heard lately · connected as far as we know, but silent · not connected."""
 
-    ONLINE = "ONLINE"
-    LATE = "LATE"
-    LOST = "LOST"
+    ONLINE = "online"
+    LATE = "late"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
