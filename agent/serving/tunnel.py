@@ -1,0 +1,191 @@
+"""The device's outbound WebSocket, through which a gateway sends requests (wire 9).
+
+Invariant: a tunnel that breaks is opened again with jittered back-off for as long as the process lives; nothing that
+comes through it reaches anything but inference, health and figures. What is in memory for it is bounded: streams, bytes
+of bodies, frames that wait to be written by its one writer. Never sees the device's key, only short credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.typing import Subprotocol
+
+from agent.serving.refusal import RefusedError
+from agent.serving.streams import Streams
+from agent.serving_protocol import TunnelRequest
+from wire.errors import WireError
+from wire.tunnel import MAX_FRAME, SUBPROTOCOL, Frame, Kind, ServedModel, Status, decode_frame, encode_frame
+
+log = structlog.get_logger()
+
+STATUS_SECONDS: Final = 1.0
+STEADY_SECONDS: Final = 10.0
+"""A tunnel that held this long starts its back-off anew."""
+_WAITING_FRAMES: Final = 32
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+class AnswerLike(Protocol):
+    """A whole HTTP answer."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Names in lower case."""
+
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+
+
+Handle = Callable[[str, str, Mapping[str, str], bytes], Awaitable[AnswerLike]]
+
+
+class Tunnel:
+    """The tunnel of one serving process. ``delay(attempt)``: seconds before the next attempt.
+
+    state: "none" before the first ``open``, then "connecting" or "open"; error: why it is not open.
+    """
+
+    def __init__(self, handle: Handle, served: Callable[[], list[ServedModel]], delay: Callable[[int], float]) -> None:
+        self.state = "none"
+        self.error = ""
+        self.draining = False
+        self._handle = handle
+        self._served = served
+        self._delay = delay
+        self._request: TunnelRequest | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._renewed = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._socket: ClientConnection | None = None
+
+    async def open(self, request: TunnelRequest) -> None:
+        """Open the tunnel, or use ``request`` from the next connection on; another address reconnects at once.
+
+        Raises RefusedError (400) when the address or the CA file cannot be used.
+        """
+        url = urlsplit(request.url)
+        if url.scheme != "wss" and not (url.scheme == "ws" and url.hostname in _LOOPBACK):
+            raise RefusedError(400, f"{request.url[:200]!r}: a tunnel needs a wss:// address", "bad_request")
+        context(request)
+        before, self._request = self._request, request
+        self._renewed.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._keep_open(), name="tunnel")
+        elif before is not None and before.url != request.url and self._socket is not None:
+            await self._socket.close(1001)
+
+    def poke(self) -> None:
+        """What is served has changed: tell the gateway now."""
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Close the tunnel for good."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self.state = "none"
+
+    async def _keep_open(self) -> None:
+        attempt = 0
+        while True:
+            request = self._request
+            assert request is not None
+            self._renewed.clear()
+            self.state, begun = "connecting", time.monotonic()
+            try:
+                await self._once(request)
+                self.error = "the gateway closed the tunnel"
+            except InvalidStatus as error:
+                self.error = f"the gateway refused the tunnel with status {error.response.status_code}"
+            except (OSError, TimeoutError, WebSocketException, WireError, RefusedError) as error:
+                self.error = f"{type(error).__name__}: {error}"[:500]
+            attempt = 0 if time.monotonic() - begun > STEADY_SECONDS else attempt + 1
+            self.state = "connecting"
+            wait = self._delay(attempt)
+            log.info("tunnel closed", reason=self.error, attempt=attempt, wait_s=round(wait, 2))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._renewed.wait(), wait)
+
+    async def _once(self, request: TunnelRequest) -> None:
+        token = base64.urlsafe_b64encode(request.credential.encode()).decode()
+        async with connect(
+            request.url,
+            ssl=context(request),
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            compression=None,
+            additional_headers={"Authorization": f"Bearer {token}"},
+            user_agent_header="muster-serving",
+            proxy=None if urlsplit(request.url).hostname in _LOOPBACK else True,
+            max_size=MAX_FRAME,
+        ) as socket:
+            if socket.subprotocol != SUBPROTOCOL:
+                raise RefusedError(400, "the other side does not speak this tunnel's protocol", "bad_request")
+            self._socket, self.state, self.error = socket, "open", ""
+            log.info("tunnel open", url=request.url)
+            try:
+                await self._talk(socket)
+            finally:
+                self._socket = None
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        frames: asyncio.Queue[Frame] = asyncio.Queue(_WAITING_FRAMES)
+        streams = Streams(self._handle, frames.put)
+        helpers = [asyncio.create_task(self._write(socket, frames)), asyncio.create_task(self._tell(frames))]
+        try:
+            async for message in socket:
+                if not isinstance(message, bytes):
+                    await socket.close(1003, "frames are binary")
+                    return
+                await streams.accept(decode_frame(message))
+        except WireError as error:
+            await socket.close(1002, str(error)[:120])
+            raise
+        finally:
+            for task in helpers:
+                task.cancel()
+            streams.close()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _write(self, socket: ClientConnection, frames: asyncio.Queue[Frame]) -> None:
+        """The only place that writes: frames of several answers take turns in the queue."""
+        with contextlib.suppress(ConnectionClosed):  # the reader ends with the same, and says why
+            while True:
+                await socket.send(encode_frame(await frames.get()))
+
+    async def _tell(self, frames: asyncio.Queue[Frame]) -> None:
+        while True:
+            self._changed.clear()
+            status = Status(models=self._served()[:256], draining=self.draining)
+            await frames.put(Frame(Kind.STATUS, 0, msgspec.json.encode(status), end=True))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), STATUS_SECONDS)
+
+
+def context(request: TunnelRequest) -> ssl.SSLContext | None:
+    """Return the TLS context that trusts only the CA file of ``request``. Raises RefusedError (400)."""
+    if urlsplit(request.url).scheme == "ws":
+        return None
+    try:
+        made = ssl.create_default_context(cafile=request.ca_file)
+    except (OSError, ValueError) as error:
+        raise RefusedError(400, f"CA file {request.ca_file}: {error}", "bad_request") from error
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
