@@ -1,7 +1,7 @@
 """Statements on artifacts, models, model_versions, build_jobs and builds.
 
-Invariant: a job is worked on by the holder of its newest attempt alone: every change by a builder names the attempt, and
-one that is no longer the newest changes nothing. A job that failed ``MAX_ATTEMPTS`` times is failed for good. Each
+Invariant: a job is worked on by the holder of its newest attempt alone: every change by a builder names the attempt,
+and one that is no longer the newest changes nothing. A job that failed ``MAX_ATTEMPTS`` times is failed for good. Each
 function takes the caller's connection; none begins a transaction.
 """
 
@@ -21,7 +21,7 @@ RETRY_SECONDS: Final = 5.0  # before the second try; three times as long before 
 PROGRESS_LENGTH: Final = 200
 ERROR_LENGTH: Final = 4000
 
-AnyRow = Row[Any]
+AnyRow = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)

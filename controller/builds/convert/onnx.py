@@ -38,6 +38,7 @@ MAX_MODEL: Final = 1024**3  # bytes; a protobuf message ends at twice that
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 8
 OLDEST_OPSET, NEWEST_OPSET, WANTED_OPSET = 7, 21, 17
+NEWEST_IR: Final = 10  # with opset 21, of the oldest runtime that builds name
 LEAST_FOR_INT8: Final = 13  # scales per channel came with it
 DOMAINS: Final = {"", "ai.onnx", "ai.onnx.ml"}
 CALIBRATION_BATCH: Final = 16
@@ -204,6 +205,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _clean(model: onnx.ModelProto) -> None:
     """Drop what tells about the author's machine, and what only misleads the quantiser."""
+    model.ir_version = min(model.ir_version, NEWEST_IR)  # the frame's version, not the operators': runtimes are strict
     model.doc_string = ""
     del model.metadata_props[:]
     for graph in _graphs(model.graph, 0):
