@@ -60,7 +60,7 @@ NEXT: Final[dict[ExecutionState, dict[Event, ExecutionState]]] = {
     S.WARMING:            {E.DONE: S.ACTIVATING,         **_BACK},
     S.ACTIVATING:         {E.DONE: S.PROBATION,          **_BACK},
     S.PROBATION:          {E.DONE: S.COMMITTING,         **_BACK},
-    S.COMMITTING:         {E.DONE: S.CLEANUP,            E.LOOPED: S.ROLLING_BACK},
+    S.COMMITTING:         {E.DONE: S.CLEANUP,            E.ERROR: S.COMMITTING,   E.LOOPED: S.ROLLING_BACK},
     S.ROLLING_BACK:       {E.DONE: S.VERIFYING_ROLLBACK, **_LOST},
     S.VERIFYING_ROLLBACK: {E.DONE: S.CLEANUP,            **_LOST},
     S.CLEANUP:            {E.SUCCEEDED: S.SUCCEEDED,     E.FAILED: S.FAILED,     E.INCONSISTENT: S.INCONSISTENT,
@@ -115,7 +115,7 @@ def outcome(held: ExecutionState | None, state: ExecutionState, event: Event) ->
         return held if event is E.DONE else S.INCONSISTENT
     if state is S.COMMITTING and event is E.DONE:
         return S.SUCCEEDED
-    if held is not None:
+    if held is not None or (state is S.COMMITTING and event is E.ERROR):
         return held
     return (_LATE if state in RISKY else _EARLY).get(event)
 
