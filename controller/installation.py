@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -78,6 +79,30 @@ class Installation:
     def api_url(self) -> str:
         """Where devices and programs reach the API."""
         return self.settings.api_url or f"https://{_bracketed(self.settings.host)}:{self.ports.api_port}"
+
+    @property
+    def local_api_url(self) -> str:
+        """Where this machine reaches its own API, whatever stands in front of it."""
+        return f"https://{_bracketed(self.settings.host)}:{self.ports.api_port}"
+
+    @property
+    def mqtt_host(self) -> str:
+        """The broker's host: our own, or that of ``settings.broker_url``."""
+        return self._broker[0]
+
+    @property
+    def mqtt_port(self) -> int:
+        """The broker's port."""
+        return self._broker[1]
+
+    @property
+    def _broker(self) -> tuple[str, int]:
+        if not self.settings.broker_url:
+            return self.settings.host, self.ports.mqtt_port
+        parts = urlsplit(self.settings.broker_url)
+        if parts.scheme != "mqtts" or not parts.hostname:
+            raise InvalidError(f"broker_url {self.settings.broker_url!r}: use mqtts://HOST:PORT", "bad_broker_url")
+        return parts.hostname, parts.port or 8883
 
     @property
     def gateway_url(self) -> str:

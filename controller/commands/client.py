@@ -48,6 +48,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 
     api_url: str
     gateway_url: str
+    console_url: str
     ca_file: str
     token: str
 

@@ -23,12 +23,7 @@ from controller.local.steps import Steps
 
 MODEL: Final = "digits"
 RELEASE: Final = "digits-1"
-POLICY: Final = {
-    "stages": [{"count": 1}, {"rest": True}],
-    "soak": 0.0,
-    "probation": 2.0,
-    "continuous": True,
-}
+POLICY: Final = {"stages": [{"count": 1}, "rest"], "device": {"probation": 2.0}}
 WAIT_SECONDS: Final = 120.0
 T = TypeVar("T")
 
@@ -150,9 +145,11 @@ class Journey:
         self._gateway.close()
 
     def _online(self, names: set[str]) -> list[dict[str, Any]] | None:
-        devices = self._api.get("/api/v1/devices", state="online", limit=500)["devices"]
-        here = [device for device in devices if device["name"] in names and device.get("facts")]
-        return here if {device["name"] for device in here} == names else None
+        listed = self._api.get("/api/v1/devices", state="online", limit=500)["devices"]
+        here = [device for device in listed if device["name"] in names and device["profile"]]
+        if {device["name"] for device in here} != names:
+            return None
+        return [self._api.get(f"/api/v1/devices/{device['id']}") for device in here]
 
     def _rollout(self) -> dict[str, Any] | None:
         rollouts: list[dict[str, Any]] = self._api.get("/api/v1/rollouts")["rollouts"]

@@ -1,0 +1,206 @@
+"""Connects the parts of the roles `api`, `ingest` and `reconcile`: the only place where they meet.
+
+Invariant: parts know each other only through what is handed over here. Starts no process (`processes.py`) and decides
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Final
+
+import structlog
+import uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.responses import Response
+
+from controller.audit import routes as audit_routes
+from controller.audit.sealer import seal
+from controller.broker.session import Broker, Endpoint
+from controller.builds import routes as builds_routes
+from controller.builds.artifacts import ArtifactStore
+from controller.console import pages
+from controller.database.connection import Database
+from controller.devices import routes as devices_routes
+from controller.devices.authority import CONTROLLER_NAME
+from controller.devices.fleet import Fleet
+from controller.devices.registry import Registry
+from controller.devices.reports import Reports
+from controller.devices.session import DeviceSessions
+from controller.errors import UnavailableError
+from controller.installation import Installation
+from controller.listening import Server, listen
+from controller.rollouts import routes as rollouts_routes
+from controller.rollouts import store as rollouts_store
+from controller.rollouts.loop import RolloutLoop
+from controller.telemetry import routes as telemetry_routes
+from controller.telemetry.ingest import Ingest
+from controller.telemetry.metrics import CONTENT_TYPE, exposition
+from controller.telemetry.series import Series
+from controller.tenants import routes as tenants_routes
+from controller.tenants.access import Principal
+from controller.tenants.guard import install_errors, permit, public, require_declared
+from wire.messages import Ack, ExecutionReport
+from wire.topics import ACK, Channel
+from wire.version import __version__
+
+SEAL_SECONDS: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class Control:
+    """The roles `api`, `ingest` and `reconcile`: everything that writes the database."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._database = Database(installation.database_path)
+        self._series = Series(installation.series_path)
+        self._registry = Registry(self._database)
+        self._reports = Reports(self._database)
+        self._rollouts = RolloutLoop(self._database, installation.assignment_key, self._publish)
+        self._ingest = Ingest(
+            self._database,
+            self._series,
+            {ExecutionReport: rollouts_store.record_report},
+            self._acknowledge,
+        )
+        handlers = self._reports.handlers() | self._ingest.handlers()
+        self._broker = Broker(self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all)
+        self.api = self._api()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve and work until ``stop`` is set. Raises ConflictError when a port is taken."""
+        installation, ports = self._installation, self._installation.ports
+        sockets = [
+            listen(installation.settings.host, ports.api_port, "MUSTER_API_PORT"),
+            listen("127.0.0.1", ports.console_port, "MUSTER_CONSOLE_PORT"),
+        ]
+        servers = [
+            Server(self._server_config(tls=True)),
+            Server(self._server_config(tls=False)),
+        ]
+        work = [
+            asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(self._reports.run(), name="reports"),
+            asyncio.create_task(self._ingest.run(), name="ingest"),
+            asyncio.create_task(self._rollouts.run(), name="rollouts"),
+            asyncio.create_task(self._seal(), name="audit sealer"),
+        ]
+        serving = [
+            asyncio.create_task(server.serve([listener]), name="http")
+            for server, listener in zip(servers, sockets, strict=True)
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        log.info("control ready", api=installation.api_url, console=installation.console_url)
+        try:
+            done, _ = await asyncio.wait([stopping, *work, *serving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for server in servers:
+                server.should_exit = True
+            stopping.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            await asyncio.to_thread(seal, self._database)
+            self._series.close()
+            self._database.close()
+        for task in done - {stopping}:
+            task.result()  # a part that ended by itself ends the role, and the supervisor starts it again
+
+    def _server_config(self, *, tls: bool) -> uvicorn.Config:
+        files = self._installation.api_files
+        return uvicorn.Config(
+            self.api,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            ssl_certfile=files.certificate if tls else None,
+            ssl_keyfile=files.key if tls else None,
+        )
+
+    def _api(self) -> FastAPI:
+        installation = self._installation
+        api = FastAPI(
+            title="Muster", version=__version__, docs_url="/api/docs", redoc_url=None, openapi_url="/api/openapi.json"
+        )
+        api.state.database = self._database
+        api.state.settings = installation.settings
+        api.state.series = self._series
+        api.state.artifacts = ArtifactStore(installation.data / "artifacts")
+        api.state.builder_keys = installation.builder_keys
+        api.state.device_sessions = DeviceSessions(self._database, installation.session_key)
+        api.state.fleet = Fleet(
+            authority=installation.authority,
+            trust_bundle=installation.trust_bundle,
+            mqtt_host=installation.mqtt_host,
+            mqtt_port=installation.mqtt_port,
+            api_url=installation.api_url,
+            gateway_url=installation.tunnel_url,
+        )
+        install_errors(api)
+        for routes in (
+            tenants_routes,
+            audit_routes,
+            devices_routes,
+            builds_routes,
+            rollouts_routes,
+            telemetry_routes,
+            pages,
+        ):
+            api.include_router(routes.router)
+        self._add_own_routes(api)
+        require_declared(api)
+        return api
+
+    def _add_own_routes(self, api: FastAPI) -> None:
+        @api.get("/healthz", dependencies=[Depends(public("tells only that the process runs"))])
+        def alive() -> dict[str, str]:
+            """The process answers."""
+            return {"status": "ok"}
+
+        @api.get("/readyz", dependencies=[Depends(public("tells only whether the parts are there"))])
+        def ready() -> dict[str, str]:
+            """The database can be read and the broker is connected."""
+            with self._database.read():
+                pass
+            if not self._broker.connected:
+                raise UnavailableError("the broker is not connected yet", "no_broker")
+            return {"status": "ok"}
+
+        @api.get("/metrics", response_class=Response)
+        def metrics(principal: Annotated[Principal, Depends(permit("metrics.read"))]) -> Response:
+            """The controller's figures for Prometheus."""
+            counts = self._broker.counts + self._broker.inbox.counts + self._ingest.counts
+            text = exposition(self._database, principal.tenant, counts, time.time())
+            return Response(text, media_type=CONTENT_TYPE)
+
+    def _endpoint(self) -> Endpoint:
+        installation = self._installation
+        return Endpoint(
+            host=installation.mqtt_host,
+            port=installation.mqtt_port,
+            name=CONTROLLER_NAME,
+            root=installation.authority.root_file,
+            certificate=installation.client_files.certificate,
+            key=installation.client_files.key,
+        )
+
+    async def _publish(self, channel: Channel, device: str, payload: bytes) -> None:
+        await self._broker.publish(channel, device, payload)
+
+    async def _acknowledge(self, device: str, stream: str, sequence: int) -> None:
+        await self._broker.publish(ACK, device, Ack(stream=stream, sequence=sequence))
+
+    async def _seal(self) -> None:
+        while True:
+            await asyncio.sleep(SEAL_SECONDS)
+            try:
+                await asyncio.to_thread(seal, self._database)
+            except UnavailableError as error:
+                log.warning("the audit trail could not be sealed", error=str(error))

@@ -1,0 +1,1 @@
+"""Pages for people: today one page that shows the state of the fleet."""
