@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from agent import durable
+from agent.errors import DeviceError
+from agent.updates import loop
+from agent.updates.precheck import Capabilities
+from wire.assignment import Policy
 
 HAPPY = [
     "OFFERED", "PRECHECK", "DOWNLOADING", "VERIFYING", "STAGED", "INSTALLING", "WARMING", "ACTIVATING", "PROBATION",
@@ -21,3 +34,399 @@ async def test_a_first_build_goes_all_the_way(device: Any, controller: Any, serv
         assert updates.position == (1, 1)
         [item] = updates.reported_items()
         assert (item.component, item.generation, item.build, item.state) == ("model:digits", 1, build, "SUCCEEDED")
+
+
+async def settle(device: Any, controller: Any, build: str, number: int = 1) -> None:
+    """Bring ``build`` about as generation ``number`` in a run of its own."""
+    async with device.running() as updates:
+        updates.offer(controller.assignment(number, controller.item(build, number)))
+        assert await device.ended(f"x-digits-{number}") == "SUCCEEDED"
+
+
+async def test_a_second_build_replaces_the_first_and_the_first_is_kept(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    one, two, three = (controller.publish(n) for n in (1, 2, 3))
+    await settle(device, controller, one, 1)
+    await settle(device, controller, two, 2)
+    assert serving.active == {"digits": two}
+    assert list(serving.loaded["digits"]) == [two]
+    assert device.slots.previous("model:digits") == one
+    await settle(device, controller, three, 3)
+    home = device.root / "builds/model/digits"
+    assert {path.name for path in home.iterdir()} == {two, three, "current", "committed", "previous"}
+    blobs = {path.name for path in (device.root / "blobs/sha256").glob("*/*")}
+    assert blobs == {f.sha256 for m in device.slots.kept("model:digits").values() for f in m.files}
+
+
+async def test_going_back_to_the_previous_build_needs_no_download(device: Any, controller: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    await settle(device, controller, two, 2)
+    controller.requests.clear()
+    await settle(device, controller, one, 3)
+    assert len(controller.requests) == 1  # its manifest
+    assert device.slots.current("model:digits") == one
+
+
+async def test_what_is_committed_already_is_skipped_and_an_offer_repeated_is_nothing(
+    device: Any, controller: Any
+) -> None:
+    one = controller.publish(1)
+    await settle(device, controller, one, 1)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1)))
+        updates.offer(controller.assignment(2, controller.item(one, 2)))
+        assert await device.ended("x-digits-2") == "SKIPPED"
+        updates.offer(controller.assignment(2, controller.item(one, 2)))
+    assert controller.states("x-digits-2") == ["OFFERED", "SKIPPED"]
+    assert controller.states("x-digits-1") == HAPPY
+
+
+async def test_a_model_is_removed_and_the_rest_stays(device: Any, controller: Any, serving: Any) -> None:
+    one, other = controller.publish(1), controller.publish(1, "faces")
+    faces = controller.item(other, 1, "model:faces")
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1), faces))
+        assert await device.ended("x-digits-1") == await device.ended("x-faces-1") == "SUCCEEDED"
+        updates.offer(controller.assignment(2, controller.item(None, 2), faces))
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+        assert serving.active == {"faces": other}
+        assert device.slots.current("model:digits") is None
+        assert controller.states("x-faces-1").count("OFFERED") == 1
+        updates.offer(controller.assignment(3, controller.item(None, 3), faces))
+        assert await device.ended("x-digits-3") == "SKIPPED"
+
+
+@pytest.mark.parametrize("kind", ["errors", "probe", "crash"])
+async def test_a_build_that_fails_while_it_serves_goes_back_and_is_not_taken_again(
+    device: Any, controller: Any, serving: Any, kind: str
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.bad[two], serving.traffic = kind, kind == "errors"
+    policy = Policy(probation=30, probation_deadline=60)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=policy)))
+        assert await device.ended("x-digits-2") == "FAILED"
+        assert controller.states("x-digits-2")[-5:] == [
+            "PROBATION", "ROLLING_BACK", "VERIFYING_ROLLBACK", "CLEANUP", "FAILED",
+        ]  # fmt: skip
+        assert serving.active == {"digits": one}
+        assert device.slots.current("model:digits") == device.slots.committed("model:digits") == one
+        fault = controller.reports[max(controller.reports, key=lambda key: int(key.split("/")[1]))]["fault"]
+        assert fault.phase == "PROBATION"
+        codes = {"errors": "error_rate", "probe": "probe_failed", "crash": "does_not_stay_up"}
+        assert fault.code == codes[kind]
+        updates.offer(controller.assignment(3, controller.item(two, 3)))
+        assert await device.ended("x-digits-3") == "REJECTED"
+        assert controller.states("x-digits-3") == ["OFFERED", "CLEANUP", "REJECTED"]
+    assert not (device.root / "builds/model/digits" / two).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"passed": False, "reason": "it hangs"}, "trial_failed"),
+        ({"difference": 0.5}, "wrong_outputs"),
+        ({"peak_memory_bytes": 2**40}, "too_much_memory"),
+        ({"p95_ms": 500.0}, "too_slow"),
+    ],
+)
+async def test_a_build_that_fails_its_trial_never_serves(
+    device: Any, controller: Any, serving: Any, trial_result: Any, changes: dict[str, Any], code: str
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.trials[two] = trial_result(**changes)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        assert await device.ended("x-digits-2") == "FAILED"
+    assert controller.reports["x-digits-2/8"]["fault"].code == code
+    assert f"activate {two}" not in serving.calls
+    assert f"load {two}" not in serving.calls
+    assert serving.active == {"digits": one}
+
+
+async def test_a_first_build_that_fails_is_removed(device: Any, controller: Any, serving: Any) -> None:
+    one = controller.publish(1)
+    serving.bad[one] = "probe"
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1)))
+        assert await device.ended("x-digits-1") == "FAILED"
+    assert serving.active == {}
+    assert device.slots.current("model:digits") is None
+
+
+async def test_no_acknowledgement_means_no_commit_unless_the_policy_says_so(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_BACK_SECONDS", 0.2)
+    one, two = controller.publish(1), controller.publish(2)
+    controller.acknowledges = False
+    strict = Policy(probation=0, probation_deadline=0.2)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1, policy=strict)))
+        assert await device.ended("x-digits-1") == "FAILED"
+        fault = controller.reports["x-digits-1/10"]["fault"]
+        assert fault.code == "deadline"
+        assert "acknowledged" in fault.message
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=Policy(probation=0, offline_ok=True))))
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+        serving.traffic = True
+        updates.offer(controller.assignment(3, controller.item(one, 3)))  # not the build's fault: not on the list
+        await device.until(lambda: "PROBATION" in controller.states("x-digits-3"))
+        assert device.slots.committed("model:digits") == two
+        controller.acknowledges = True
+        assert await device.ended("x-digits-3") == "SUCCEEDED"
+
+
+async def test_the_whole_soak_is_served_before_the_commit(device: Any, controller: Any) -> None:
+    begun = time.monotonic()
+    async with device.running() as updates:
+        policy = Policy(probation=0.3)
+        updates.offer(controller.assignment(1, controller.item(controller.publish(1), 1, policy=policy)))
+        assert await device.ended("x-digits-1") == "SUCCEEDED"
+    assert time.monotonic() - begun >= 0.3
+
+
+@pytest.mark.parametrize("wish", ["CANCELED", "SUPERSEDED"])
+@pytest.mark.parametrize("where", ["OFFERED", "WARMING", "PROBATION", "DEFERRED"])
+async def test_a_wish_is_honoured_within_seconds(
+    device: Any, controller: Any, serving: Any, where: str, wish: str
+) -> None:
+    one, two, three = (controller.publish(n) for n in (1, 2, 3))
+    other = controller.item(None, 1, "model:faces")
+    await settle(device, controller, one, 1)
+    policy = Policy(probation=0)
+    if where == "OFFERED":
+        controller.gate = threading.Event()
+    elif where == "WARMING":
+        serving.hang = f"trial {two}"
+    elif where == "PROBATION":
+        policy = Policy(probation=60)
+    else:
+        serving.down = True
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=policy)))
+        await device.until(lambda: where in controller.states("x-digits-2"))
+        begun = time.monotonic()
+        items = [other] if wish == "CANCELED" else [other, controller.item(three, 3)]
+        updates.offer(controller.assignment(3, *items))
+        if where == "DEFERRED":
+            assert await device.ended("x-digits-2") == wish
+            serving.down = False
+        if controller.gate is not None:
+            controller.gate.set()
+        assert await device.ended("x-digits-2", 5) == wish
+        assert time.monotonic() - begun < 5
+        assert device.slots.committed("model:digits") == one
+        if wish == "SUPERSEDED":
+            assert await device.ended("x-digits-3") == "SUCCEEDED"
+        else:
+            assert serving.active == {"digits": one}
+        assert await device.ended("x-faces-1") == "SKIPPED"
+
+
+async def test_components_take_turns_but_do_not_block_each_other(device: Any, controller: Any, serving: Any) -> None:
+    one, other, third = (controller.publish(1, name) for name in ("digits", "faces", "sounds"))
+    serving.hang = f"trial {one}"
+    items = [
+        controller.item(one, 1), controller.item(other, 1, "model:faces"), controller.item(third, 1, "model:sounds"),
+    ]  # fmt: skip
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, *items))
+        await device.until(lambda: "WARMING" in controller.states("x-digits-1"))
+        await device.until(lambda: "WAITING" in controller.states("x-faces-1"))
+        updates.cancel("model:digits")
+        assert await device.ended("x-digits-1") == "CANCELED"
+        assert await device.ended("x-faces-1") == await device.ended("x-sounds-1") == "SUCCEEDED"
+        assert serving.active == {"faces": other, "sounds": third}
+
+
+async def test_a_queue_of_offers_ends_with_the_newest(device: Any, controller: Any, serving: Any) -> None:
+    builds = [controller.publish(n) for n in range(4)]
+    async with device.running() as updates:
+        for number, build in enumerate(builds, start=1):
+            updates.offer(controller.assignment(number, controller.item(build, number)))
+        assert await device.ended("x-digits-4") == "SUCCEEDED"
+        assert [await device.ended(f"x-digits-{n}") for n in (1, 2, 3)] == ["SUPERSEDED"] * 3
+    assert serving.active == {"digits": builds[3]}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "code"),
+    [
+        (Capabilities("armv7l", {"onnxruntime": "1.23"}), "wrong_arch"),
+        (Capabilities("x86_64", {"tflite": "2"}), "no_runtime"),
+        (Capabilities("x86_64", {"onnxruntime": "1.9.1"}), "old_runtime"),
+    ],
+)
+async def test_an_unfit_build_is_rejected_before_its_files_are_fetched(
+    device: Any, controller: Any, capabilities: Capabilities, code: str
+) -> None:
+    device.capabilities = capabilities
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(controller.publish(1), 1)))
+        assert await device.ended("x-digits-1") == "REJECTED"
+    assert controller.reports["x-digits-1/4"]["fault"].code == code
+    assert len(controller.requests) == 1
+
+
+async def test_a_full_disk_refuses_the_change_and_serving_goes_on(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    device.free = 20_000
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        assert await device.ended("x-digits-2") == "FAILED"
+        assert controller.reports["x-digits-2/4"]["fault"].code == "disk_full"
+        assert serving.active == {"digits": one}
+        device.free = 10**9
+        updates.offer(controller.assignment(3, controller.item(two, 3)))  # a full disk is not the build's fault
+        assert await device.ended("x-digits-3") == "SUCCEEDED"
+
+
+async def test_a_manifest_that_the_builder_did_not_sign_is_rejected(device: Any, controller: Any) -> None:
+    controller.builder = controller.assigner  # who steals the controller has its key, not the builder's
+    build = controller.publish(1)
+    stolen, controller.builder = controller.builder, Ed25519PrivateKey.generate()
+    assert stolen is controller.assigner
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(build, 1)))
+        assert await device.ended("x-digits-1") == "REJECTED"
+    assert controller.reports["x-digits-1/3"]["fault"].code == "bad_signature"
+
+
+async def test_a_manifest_of_another_build_is_rejected(device: Any, controller: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    item = msgspec.structs.replace(controller.item(one, 1), build=two)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, item))
+        assert await device.ended("x-digits-1") == "REJECTED"
+    assert controller.reports["x-digits-1/3"]["fault"].code == "other_build"
+
+
+async def test_a_missing_artifact_fails_and_ends(device: Any, controller: Any) -> None:
+    build = controller.publish(1)
+    item = controller.item(build, 1)
+    for sha256 in [name for name in controller.artifacts if name != item.manifest_sha256]:
+        del controller.artifacts[sha256]
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, item))
+        assert await device.ended("x-digits-1") == "FAILED"
+    assert controller.reports["x-digits-1/5"]["fault"].code == "not_found"
+    assert len(controller.requests) == 2
+
+
+async def test_a_restarted_serving_is_given_what_is_committed(device: Any, controller: Any, serving: Any) -> None:
+    one = controller.publish(1)
+    await settle(device, controller, one, 1)
+    async with device.running() as updates:
+        serving.restart()
+        assert serving.active == {}
+        assert await updates.restore() == []
+        assert serving.active == {"digits": one}
+        calls = len(serving.calls)
+        assert await updates.restore() == []
+        assert set(serving.calls[calls:]) == {"state"}
+
+
+async def test_a_damaged_known_good_build_gives_way_to_the_one_before(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    await settle(device, controller, two, 2)
+    (device.root / "builds/model/digits" / two / "model.onnx").write_bytes(b"")
+    serving.restart()
+    async with device.running() as updates:
+        assert await updates.restore() == []
+        assert serving.active == {"digits": one}
+        assert device.slots.committed("model:digits") == device.slots.current("model:digits") == one
+
+
+async def test_a_broken_journal_is_set_aside_and_serving_goes_on(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=Policy(probation=60))))
+        await device.until(lambda: "PROBATION" in controller.states("x-digits-2"))
+        assert serving.active == {"digits": two}
+    journal = device.root / "updates.db"
+    journal.write_bytes(b"\xff" * journal.stat().st_size)
+    async with device.running() as updates:
+        await device.until(lambda: serving.active == {"digits": one})  # what was on trial is unproven
+        assert updates.position == (0, 0)
+        [item] = updates.reported_items()
+        assert item.build == one
+        updates.offer(controller.assignment(3, controller.item(two, 3)))
+        assert await device.ended("x-digits-3") == "SUCCEEDED"
+    assert len(list(device.root.glob("updates.db.broken-*"))) == 1
+
+
+async def test_a_journal_that_cannot_be_written_stops_changes_and_not_serving(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_RETRY_SECONDS", 0.01)
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    commit = durable.commit
+    full = True
+
+    def refuse(connection: sqlite3.Connection, point: str) -> None:
+        if full and point == "journal.installing":
+            connection.rollback()
+            raise DeviceError("the disk is full", "disk_full")
+        commit(connection, point)
+
+    monkeypatch.setattr(durable, "commit", refuse)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        await device.until(lambda: "STAGED" in controller.states("x-digits-2"))
+        assert serving.active == {"digits": one}
+        full = False
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+
+
+async def test_a_rollback_that_cannot_be_verified_is_called_inconsistent(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.bad = {one: "probe", two: "probe"}
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        assert await device.ended("x-digits-2") == "INCONSISTENT"
+    assert device.slots.current("model:digits") == one
+
+
+async def test_a_new_epoch_may_begin_again_with_small_generations(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(9, controller.item(one, 7)))
+        assert await device.ended("x-digits-7") == "SUCCEEDED"
+        updates.offer(controller.assignment(10, controller.item(two, 3)))
+        assert controller.states("x-digits-3") == []
+        updates.offer(controller.assignment(1, controller.item(two, 3), epoch=2))
+        assert await device.ended("x-digits-3") == "SUCCEEDED"
+        assert updates.position == (2, 1)
+
+
+async def test_an_unforeseen_error_fails_one_execution_and_not_the_loop(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+
+    async def burst(*_: Any) -> None:
+        raise ZeroDivisionError("what is this")
+
+    async with device.running() as updates:
+        with monkeypatch.context() as patch:
+            patch.setattr(updates._effects.live, "_trial", burst)
+            updates.offer(controller.assignment(2, controller.item(two, 2)))
+            assert await device.ended("x-digits-2") == "FAILED"
+        assert controller.reports["x-digits-2/8"]["fault"].code == "internal"
+        updates.offer(controller.assignment(3, controller.item(two, 3)))
+        assert await device.ended("x-digits-3") == "SUCCEEDED"
