@@ -20,7 +20,7 @@ from wire.enrolment import TunnelCredential
 from wire.envelope import TUNNEL, Envelope, decode_public_key, key_id, open_envelope
 from wire.errors import WireError
 
-MAX_TEXT: Final = 8 * 1024  # characters of the header
+MAX_TEXT: Final = 6 * 1024  # characters of the header
 SKEW: Final = 300.0  # seconds by which a device's clock may be ahead
 MAX_LIFE: Final = 24 * 3600.0  # seconds: a credential that claims more is not believed
 

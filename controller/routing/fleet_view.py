@@ -37,6 +37,7 @@ class FleetView:
         self._file = RegistryFile(database_path)
         self._registry: Registry | None = None
         self._looked = asyncio.Event()
+        self._looking = False
         self._listeners: list[Callable[[], None]] = []
         self._away = False
         # one thread: a read that is still going on when the gateway stops is over before the file is closed
@@ -62,6 +63,7 @@ class FleetView:
 
     async def refresh(self) -> None:
         """Look once whether the registry changed. Never raises for a database that is away: that is logged once."""
+        self._looking = True
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._reader, self._file.read_if_changed)
         except ControllerError as error:
@@ -77,16 +79,20 @@ class FleetView:
                 self._registry = found
                 for listener in self._listeners:
                     listener()
+        finally:
+            self._looking = False
         self._looked.set()
         self._looked = asyncio.Event()
 
     async def looked_again(self) -> None:
         """Wait until the registry was looked at once more: what is unknown now may have been stored just now.
 
-        It also slows down whoever guesses. Ends after two polls at the latest.
+        It also slows down whoever guesses. Ends after three polls at the latest.
         """
         try:
-            async with asyncio.timeout(2 * POLL_SECONDS):
+            async with asyncio.timeout(3 * POLL_SECONDS):
+                if self._looking:
+                    await self._looked.wait()  # this look began before what is looked for may have been stored
                 await self._looked.wait()
         except TimeoutError:
             log.warning("the registry takes long to read")

@@ -27,7 +27,8 @@ from controller.routing.metrics import Metrics
 from controller.routing.tunnels import Budget
 from wire.tunnel import MAX_FRAME
 
-MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together, or 8 of the largest
+MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together …
+BODIES_HELD: Final = 8  # … or room for so many of the largest, where that is more
 DRAIN_SECONDS: Final = 10.0
 PING_SECONDS: Final = 1.0
 PONG_SECONDS: Final = 2.0
@@ -71,7 +72,7 @@ async def run_gateway(
     """
     listener = listen(host, port)
     try:
-        budget = Budget(max(MAX_HELD, 8 * max_body_bytes))
+        budget = Budget(max(MAX_HELD, BODIES_HELD * max_body_bytes))
         metrics = Metrics(lambda: budget.used)
         view = FleetView(database_path)
         hub = Hub(view, budget, metrics, max_answer=max_body_bytes)

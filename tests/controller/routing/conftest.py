@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sqlalchemy import insert, update
 
 from controller.database import tables
 from controller.database.connection import Database
+from controller.routing import fleet_view
 from controller.routing.gateway import run_gateway
 from controller.tenants import tokens
 from wire.enrolment import TunnelCredential
@@ -205,7 +207,7 @@ class House:
         self.devices.append(device)
         return device
 
-    async def join(self, tenant: str = "default", respond: Answer = echo, count: int = 1) -> Device:
+    async def join(self, tenant: str = "default", respond: Answer = echo) -> Device:
         """Enrol and connect a device, and wait until the gateway routes to it."""
         device = self.enrol(tenant)
         device.respond = respond
@@ -215,16 +217,20 @@ class House:
 
     async def until_tunnels(self, count: int) -> None:
         """Wait until the gateway has ``count`` tunnels."""
-        async with asyncio.timeout(10):
-            while (await self.client.get("/healthz")).json()["tunnels"] != count:
-                await asyncio.sleep(0.01)
+
+        async def reached() -> bool:
+            return bool((await self.client.get("/healthz")).json()["tunnels"] == count)
+
+        await until(reached)
 
     async def until_ready(self, ready: bool = True, version: str = "") -> None:
         """Wait until the model is ready, or is not."""
         path = f"/v2/models/{MODEL}{'/versions/' + version if version else ''}/ready"
-        async with asyncio.timeout(10):
-            while (await self.client.get(path)).status_code != (200 if ready else 503):
-                await asyncio.sleep(0.01)
+
+        async def reached() -> bool:
+            return (await self.client.get(path)).status_code == (200 if ready else 503)
+
+        await until(reached)
 
     def revoke(self, device: Device) -> None:
         with self.database.begin() as c:
@@ -246,6 +252,15 @@ class House:
         return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name))
 
 
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait until ``condition`` holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.01)
+
+
 def make_database(path: Path) -> tuple[Database, str]:
     """Return a database with the tenants "default" and "other", a model each, and an admin token of "default"."""
     database = Database(path)
@@ -265,13 +280,42 @@ def make_database(path: Path) -> tuple[Database, str]:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    database, token = make_database(tmp_path / "state.db")
+def make_credential() -> Callable[..., str]:
+    """Make the text of a tunnel credential."""
+    return credential
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]:
+    """Wait until a condition holds."""
+    return until
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Make the database once: migrations cost more than a test."""
+    path = tmp_path_factory.mktemp("template") / "state.db"
+    database, token = make_database(path)
+    database.close()
+    return path, token
+
+
+@pytest.fixture
+def registry(tmp_path: Path, template: tuple[Path, str]) -> tuple[Database, str]:
+    """Return a database with two tenants and a model, and an admin's token."""
+    shutil.copy(template[0], tmp_path / "state.db")
+    return Database(tmp_path / "state.db"), template[1]
+
+
+@pytest.fixture
+async def house(registry: tuple[Database, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(fleet_view, "POLL_SECONDS", 0.03)  # tests enrol devices all the time
+    database, token = registry
     stop = asyncio.Event()
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
         run_gateway(
-            database_path=tmp_path / "state.db",
+            database_path=database.path,
             host="127.0.0.1",
             port=0,
             certificate=None,
