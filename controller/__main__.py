@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import structlog
 import typer
 
 from controller.commands import devices, infer, models, rollouts, run, tokens
+from controller.commands.logs import configure
 from controller.commands.output import messages
 from controller.errors import ControllerError
 from controller.local import run as local_run
@@ -43,7 +43,7 @@ def _version(wanted: bool) -> None:
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure("warning")  # commands that run for long say more (their settings' log_level)
 
 
 def main() -> None:

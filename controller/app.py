@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 import uvicorn
@@ -92,10 +92,11 @@ class Control:
             asyncio.create_task(server.serve([listener]), name="http")
             for server, listener in zip(servers, sockets, strict=True)
         ]
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(stop.wait(), name="stopping")
+        everything: list[asyncio.Task[Any]] = [stopping, *work, *serving]
         log.info("control ready", api=installation.api_url, console=installation.console_url)
         try:
-            done, _ = await asyncio.wait([stopping, *work, *serving], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for server in servers:
                 server.should_exit = True

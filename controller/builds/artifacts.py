@@ -13,9 +13,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import structlog
 
@@ -23,7 +23,7 @@ from controller.errors import InvalidError, NotFoundError, TooLargeError, Unavai
 
 BLOCK: Final = 1024**2
 STALE_SECONDS: Final = 24 * 3600.0
-_SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ class ArtifactStore:
 
     def path(self, sha256: str) -> Path:
         """Return where the file with this hash lies, or would lie. Raises InvalidError for what is not a hash."""
-        if not _SHA256.match(sha256):
+        if not _SHA256.fullmatch(sha256):
             raise InvalidError("an artifact is named by 64 hex digits in lower case: its SHA-256", "bad_sha256")
         return self._files / sha256[:2] / sha256
 
@@ -72,24 +72,21 @@ class ArtifactStore:
         target = self.path(sha256)
         incoming = self._incoming / f"{sha256}.{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
+        stream = await _on_disk(incoming.open, "xb")
         try:
-            with incoming.open("xb") as stream:
-                async for block in _gathered(blocks):
-                    size += len(block)
-                    if size > limit:
-                        raise TooLargeError(f"an artifact has at most {limit} bytes here", "too_large")
-                    await asyncio.to_thread(_append, stream, digest, block)
-                if digest.hexdigest() != sha256:
-                    raise InvalidError(
-                        f"the bytes received have SHA-256 {digest.hexdigest()}, not {sha256}: send them again",
-                        "hash_mismatch",
-                    )
-                await asyncio.to_thread(_settle, stream, incoming, target)
-        except OSError as error:
-            raise UnavailableError(
-                f"the artifact cannot be stored: {error}; make room and try again", "disk"
-            ) from error
+            async for block in _gathered(blocks):
+                size += len(block)
+                if size > limit:
+                    raise TooLargeError(f"an artifact has at most {limit} bytes here", "too_large")
+                await _on_disk(_append, stream, digest, block)
+            if digest.hexdigest() != sha256:
+                raise InvalidError(
+                    f"the bytes received have SHA-256 {digest.hexdigest()}, not {sha256}: send them again",
+                    "hash_mismatch",
+                )
+            await _on_disk(_settle, stream, incoming, target)
         finally:
+            stream.close()
             incoming.unlink(missing_ok=True)
         return size
 
@@ -98,6 +95,13 @@ class ArtifactStore:
             if now - left.stat().st_mtime > STALE_SECONDS:
                 log.info("dropped an upload that was never finished", file=left.name)
                 left.unlink(missing_ok=True)
+
+
+async def _on_disk(do: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return await asyncio.to_thread(do, *arguments)
+    except OSError as error:
+        raise UnavailableError(f"the artifact cannot be stored: {error}; make room", "disk_full") from error
 
 
 async def _gathered(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, cast
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Connection
+from starlette.requests import ClientDisconnect
 
 from controller.audit.store import record
 from controller.builds import store
@@ -82,7 +83,10 @@ async def put_artifact(
         raise TooLargeError(f"an artifact has at most {limit} bytes here, this one has {declared}", "too_large")
     if await asyncio.to_thread(_held, db, principal.tenant, sha256) is not None:
         response.status_code = 200
-    size = await artifacts.put(sha256, request.stream(), limit)
+    try:
+        size = await artifacts.put(sha256, request.stream(), limit)
+    except ClientDisconnect as error:
+        raise InvalidError("the upload broke off: send it again", "broken_off") from error
     if size == 0:
         raise InvalidError("an artifact cannot be empty", "empty")
     await asyncio.to_thread(_note_artifact, db, principal, sha256, size)

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from controller.commands.client import Api, Login, login_file, read_login, write_login
+from controller.commands.logs import configure
 from controller.commands.options import AsJson
 from controller.commands.output import data, messages, show_json
 from controller.installation import Installation, only_one
@@ -34,6 +35,7 @@ def up(data_directory: DataOption = None, settings_file: SettingsOption = None) 
     from controller.processes import run_all
 
     settings = chosen_settings(settings_file, data_directory)
+    configure(settings.log_level)
 
     def ready(installation: Installation) -> None:
         if installation.admin_token is not None:
@@ -55,7 +57,9 @@ def role(
     """Run some of the controller's roles in this process, until it is asked to stop."""
     from controller.roles import run_roles
 
-    asyncio.run(run_roles(names, chosen_settings(settings_file, data_directory)))
+    settings = chosen_settings(settings_file, data_directory)
+    configure(settings.log_level)
+    asyncio.run(run_roles(names, settings))
 
 
 def login(

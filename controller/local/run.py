@@ -7,6 +7,7 @@ the first one's identity, builds and ports.
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import shlex
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-import structlog
 import typer
 from rich.markup import escape
 
@@ -22,7 +22,7 @@ from controller.commands.client import Login, read_login, write_login
 from controller.commands.output import messages
 from controller.commands.run import login_of
 from controller.errors import InvalidError, UnauthenticatedError
-from controller.installation import Installation, only_one, prepare
+from controller.installation import Installation, only_one, prepare, write_private_bytes
 from controller.local.agents import local_agents
 from controller.local.journey import MODEL, Journey, held_out_image, infer_body
 from controller.local.steps import Steps
@@ -40,9 +40,6 @@ def local(
     once: Annotated[bool, typer.Option("--once", help="End after the first answered request.")] = False,
 ) -> None:
     """Run a controller and agents here, train and roll out a sample model, and send it a request."""
-    import os
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))  # the screen shows steps, not logs
     data = data_directory.expanduser().absolute()
     settings = msgspec.structs.replace(read_settings(None, os.environ), data=str(data / "controller"))
     with only_one(settings.data_directory):
@@ -115,8 +112,6 @@ async def _tell(data: Path, installation: Installation, login: Login, journey: J
 
 def _write_header(file: Path, token: str) -> None:
     """The token as a header in a file of its own: on a command line every user of this machine could read it."""
-    from controller.installation import write_private_bytes
-
     write_private_bytes(file, f"Authorization: Bearer {token}\n".encode())
 
 

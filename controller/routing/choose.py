@@ -9,13 +9,17 @@ shortest of all. Does not send anything, does not know tunnels, and does not dec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from operator import itemgetter
+from typing import Final, Protocol
 
 import msgspec
 
+_HEALTHY, _SUSPECT, _FULL = 0, 1, 2
+_ORDER: Final = itemgetter(0, 1, 2, 3)
 
-class Standing(Protocol):
-    """How one device stands with one model, now. Times are seconds."""
+
+class Load(Protocol):
+    """How busy one device is, with all its models together. Times are seconds."""
 
     @property
     def device(self) -> str:
@@ -23,11 +27,23 @@ class Standing(Protocol):
 
     @property
     def outstanding(self) -> int:
-        """Requests sent to this device, for any of its models, that have no answer yet."""
+        """Requests sent to this device that have no answer yet."""
 
     @property
     def limit(self) -> int:
         """How many may be outstanding at once."""
+
+    @property
+    def suspect_until(self) -> float:
+        """Until when the device is to be asked last; 0 for a healthy one."""
+
+
+class Standing(Protocol):
+    """How one device stands with one model, now."""
+
+    @property
+    def live(self) -> Load:
+        """The device itself."""
 
     @property
     def queued(self) -> int:
@@ -36,10 +52,6 @@ class Standing(Protocol):
     @property
     def service(self) -> float | None:
         """Median seconds of one request by the device's own clock, None before it has measured."""
-
-    @property
-    def suspect_until(self) -> float:
-        """Until when the device is to be asked last; 0 for a healthy one."""
 
 
 class View(Protocol):
@@ -75,7 +87,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     searched: int = 64
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One device and how it scored: ``score`` is the expected seconds until an answer, or its ratio where no device
     has measured itself. Lower is better. ``p99``: seconds, of the model. ``full``: at its limit, must not be asked."""
 
@@ -117,29 +129,41 @@ def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candid
         drawn = [standings[index] for index in {int(draw() * count) for _ in range(policy.drawn)}]
         if not any(_healthy(standing, now) for standing in drawn):
             drawn = _search(standings, drawn, now, policy, int(draw() * count))
-    paces = [standing.service for standing in drawn]
-    known = [pace for pace in paces if pace is not None]
+    known = [standing.service for standing in drawn if standing.service is not None]
     usual = sum(known) / len(known) if known else 1.0
-    p99 = view.p99(request.tenant, request.model)
-    keyed = []
-    best = 0.0
-    for standing, pace in zip(drawn, paces, strict=True):
-        outstanding, queued = standing.outstanding, standing.queued
+    works, scores = [], []
+    for standing in drawn:
+        outstanding, queued, pace = standing.live.outstanding, standing.queued, standing.service
         work = (outstanding if outstanding > queued else queued) + 1
-        score = work * (usual if pace is None else pace)
-        best = score if not best or score < best else best
-        suspect, full = standing.suspect_until > now, outstanding >= standing.limit
-        tier = 2 if full else 1 if suspect else 0
-        keyed.append(
-            (tier, score, work, draw(), Candidate(standing.device, score, outstanding, queued, suspect, full, p99))
-        )
-    step = best or 1.0
-    keyed.sort(key=lambda row: (row[0], int(row[1] / step).bit_length(), row[2], row[3]))
-    return tuple(row[4] for row in keyed)
+        works.append(work)
+        scores.append(work * (usual if pace is None else pace))
+    best = min(scores)
+    keyed = []
+    for standing, work, score in zip(drawn, works, scores, strict=True):
+        live = standing.live
+        tier = _FULL if live.outstanding >= live.limit else _SUSPECT if live.suspect_until > now else _HEALTHY
+        keyed.append((tier, int(score / best).bit_length(), work, draw(), score, standing))
+    keyed.sort(key=_ORDER)
+    p99 = view.p99(request.tenant, request.model)
+    return tuple(
+        [
+            Candidate(
+                standing.live.device,
+                score,
+                standing.live.outstanding,
+                standing.queued,
+                standing.live.suspect_until > now,
+                tier == _FULL,
+                p99,
+            )
+            for tier, _, _, _, score, standing in keyed
+        ]
+    )
 
 
 def _healthy(standing: Standing, now: float) -> bool:
-    return standing.suspect_until <= now and standing.outstanding < standing.limit
+    live = standing.live
+    return live.suspect_until <= now and live.outstanding < live.limit
 
 
 def _search(

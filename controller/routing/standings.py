@@ -74,21 +74,6 @@ class ModelStanding:
         """The device's id."""
         return self.live.device
 
-    @property
-    def outstanding(self) -> int:
-        """Requests without an answer, all models."""
-        return self.live.outstanding
-
-    @property
-    def limit(self) -> int:
-        """How many may be outstanding."""
-        return self.live.limit
-
-    @property
-    def suspect_until(self) -> float:
-        """Until when it is asked last."""
-        return self.live.suspect_until
-
 
 class Standings:
     """All devices with an open tunnel, indexed by what they can answer."""

@@ -13,7 +13,7 @@ import onnxruntime
 
 from controller.builds.convert.data import DTYPES, Array, InputRefusedError, Rows, TensorSpec
 
-_NAME: Final = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,99}$")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,99}")
 _TYPES: Final = {
     "float": "FP32",
     "double": "FP64",
@@ -61,7 +61,7 @@ def tensors_of(session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
 
 def _tensor(value: Any, kind: str) -> TensorSpec:
     name, typed = str(value.name), str(value.type)
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InputRefusedError(f"the {kind} name {name[:100]!r} is not possible: letters, digits and _ . : / - are")
     inner = typed.removeprefix("tensor(").removesuffix(")")
     if not typed.startswith("tensor(") or inner not in _TYPES:

@@ -1,0 +1,35 @@
+"""How the controller's processes log: for people in a terminal, one JSON object a line elsewhere.
+
+Invariant: logs go to standard error, never to standard output, which belongs to a command's data.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from controller.errors import InvalidError
+
+
+def configure(level: str) -> None:
+    """Log from ``level`` on ("debug", "info", "warning", "error"). Raises InvalidError for another word."""
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise InvalidError(f"log_level {level!r}: use debug, info, warning or error", "bad_settings")
+    last: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if sys.stderr.isatty()
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=False)]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
