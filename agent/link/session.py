@@ -43,6 +43,8 @@ _QUEUE: Final = 1000
 _FAREWELL: Final = 1.0
 _GLANCE: Final = 0.05
 
+_BROKEN: Final = (MqttError, OSError, DeviceError, RuntimeError)  # RuntimeError: the library lost count of its packets
+
 Handler = Callable[[bytes], Awaitable[None] | None]
 
 _log = structlog.get_logger()
@@ -146,24 +148,36 @@ class Session:
                 self._number_used = True
                 _end_if_cancelled()
                 try:
-                    async with asyncio.TaskGroup() as tasks:
-                        tasks.create_task(self._receive(client))  # notices at once when the connection goes
-                        await self._publish(client, topics.STATE, self._state(online=True))
-                        await self._subscribe(client)
-                        self.connected.set()
-                        self._tell(up=True, reason="")
-                        self._unsent.update(self._retained)
-                        tasks.create_task(self._send(client))
-                        tasks.create_task(self._beat(client))
+                    await self._converse(client)
                 except asyncio.CancelledError:
                     await self._say_goodbye(client)
                     raise
-                except BaseException:
+                except _BROKEN:
                     await _settle(client)
                     raise
-        except* (MqttError, OSError, DeviceError) as group:
-            reason = str(_first(group)) or reason
+        except _BROKEN as error:
+            reason = str(error) or reason
         return reason
+
+    async def _converse(self, client: Client) -> None:
+        """Listen and talk until one of both fails. Raises what it failed with."""
+        tasks = [asyncio.create_task(work(client)) for work in (self._receive, self._talk, self._beat)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _talk(self, client: Client) -> None:
+        await self._publish(client, topics.STATE, self._state(online=True))
+        await self._subscribe(client)
+        self.connected.set()
+        self._tell(up=True, reason="")
+        self._unsent.update(self._retained)
+        await self._send(client)
 
     def _client(self) -> Client:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -311,10 +325,3 @@ async def _settle(client: Client) -> None:
         async with asyncio.timeout(_GLANCE):
             async for _ in client.messages:
                 pass
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
