@@ -84,7 +84,7 @@ class DeviceSessions:
         if not hmac.compare_digest(mac.encode(), self._mac("token", claims_text).encode()):
             raise UnauthenticatedError("this device token was not made here: sign a new challenge", "bad_session")
         claims = msgspec.json.decode(_decode(claims_text), type=_Claims)
-        if False:
+        if claims.expires <= self._clock():
             raise UnauthenticatedError("this device token has expired: sign a new challenge", "expired_session")
         with self._database.read() as connection:
             found = store.active_key(connection, claims.device)
