@@ -69,7 +69,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     assignment.
     """
 
-    stages: Annotated[list[Share | Literal["rest"]], Meta(min_length=1, max_length=MAX_STAGES)] = ["rest"]
+    stages: Annotated[list[Share | Literal["rest"]], Meta(min_length=1, max_length=MAX_STAGES)] = msgspec.field(
+        default_factory=lambda: ["rest"]
+    )
     gate: GateRule = GateRule()
     soak: Seconds = 0.0
     deadline: Annotated[float, Meta(gt=0, le=30 * DAY)] = 2 * 3600.0

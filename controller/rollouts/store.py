@@ -24,15 +24,16 @@ from wire.messages import ExecutionReport
 REVERTING: Final = -1  # the stage of an execution that takes a device back
 MAX_EVENTS: Final = 256  # of one execution; later transitions move its state and are not listed
 MAX_CONTINUOUS: Final = 32
+CHUNK: Final = 500  # ids in one statement
 CONTROLLER: Final = "controller"  # stream and origin of transitions that the controller makes
 AnyRow = Row[Any]
 
 
 class Recorded(Enum):
-    """What became of a report. FINAL: stored as an event of an execution that had ended, whose state stays."""
+    """What became of a report. NOTED: kept as an event; the state stays, as it is final or the word is not known."""
 
     MOVED = "moved"
-    FINAL = "final"
+    NOTED = "noted"
     REPEATED = "repeated"
     FOREIGN = "foreign"
 
@@ -235,22 +236,19 @@ def add_executions(connection: Connection, rows: Sequence[Mapping[str, Any]]) ->
     )
 
 
-_END = (
-    update(executions)
-    .where(executions.c.id == bindparam("b_id"), executions.c.state.not_in([state.value for state in TERMINAL]))
-    .values(state=bindparam("b_state"), updated=bindparam("b_now"))
-)
-
-
 def end_executions(
     connection: Connection, ids: Sequence[str], state: ExecutionState, reasons: Sequence[str], now: float
 ) -> None:
     """Note that the controller took these executions back; those that have ended stay as they are."""
-    if not ids:
-        return
-    connection.execute(_END, [{"b_id": id_, "b_state": state.value, "b_now": now} for id_ in ids])
-    events = [_own_event(id_, 2, state.value, reasons, now) for id_ in ids]
-    connection.execute(upsert(execution_events).on_conflict_do_nothing(), events)
+    e = executions.c
+    for start in range(0, len(ids), CHUNK):
+        unfinished = e.id.in_(ids[start : start + CHUNK]) & e.state.not_in([ended.value for ended in TERMINAL])
+        ended = connection.scalars(
+            update(executions).where(unfinished).values(state=state.value, updated=now).returning(e.id)
+        ).all()
+        if ended:
+            events = [_own_event(id_, 2, state.value, reasons, now) for id_ in ended]
+            connection.execute(upsert(execution_events).on_conflict_do_nothing(), events)
 
 
 _FIND = select(
@@ -295,14 +293,14 @@ def record_report(connection: Connection, device: str, report: ExecutionReport, 
         }
         if connection.execute(_EVENT, event).rowcount == 0:
             return Recorded.REPEATED
-    state = report.state if report.state in ExecutionState.__members__ else row.state  # a newer agent may know more
-    if ExecutionState(row.state) in TERMINAL or state == ExecutionState.IDLE:
-        return Recorded.FINAL
+    known = report.state in ExecutionState.__members__ and report.state != ExecutionState.IDLE
+    if ExecutionState(row.state) in TERMINAL or not known:
+        return Recorded.NOTED
     connection.execute(
         _MOVE,
         {
             "b_id": report.execution,
-            "b_state": state,
+            "b_state": report.state,
             "b_now": received,
             "b_has_fault": fault is not None,
             "b_fault": fault,

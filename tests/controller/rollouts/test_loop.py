@@ -1,0 +1,355 @@
+"""The whole way with a real database: plan, effects, signed assignments, reports."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from controller.database import tables
+from controller.rollouts import desired_store, loop, store
+from controller.rollouts.model import Wanted
+from wire.messages import ExecutionReport
+
+CANARY = {"stages": [{"count": 1}, "rest"]}
+TENANT = "acme"
+
+
+async def test_a_release_reaches_everybody_canary_first(site: Any) -> None:
+    devices = site.add_devices(range(4))
+    build = site.add_build(1)
+    rollout = site.roll_out(1, CANARY)
+    await site.loop.turn()
+    assert list(site.sent) == devices[:1], "only the canary before the gate"
+    assert site.item(devices[0]).build == build
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert site.states(rollout) == dict.fromkeys(devices, "SUCCEEDED")
+    assert "4 run it" in site.reasons(rollout)
+
+
+async def test_every_transition_is_kept_with_its_time(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.loop.turn()
+    for second, state in enumerate(("OFFERED", "DOWNLOADING", "INSTALLING", "SUCCEEDED")):
+        site.clock += 1
+        site.report(device, state, at=site.clock - second)
+    with site.database.read() as connection:
+        events = store.events_of(connection, site.item(device).execution)
+        row = store.find_execution(connection, TENANT, site.item(device).execution)
+    assert [event.state for event in events] == ["IDLE", "OFFERED", "DOWNLOADING", "INSTALLING", "SUCCEEDED"]
+    assert [event.received for event in events] == sorted(event.received for event in events)
+    assert row is not None
+    assert row.figures == {"p50_ms": 1.5}
+
+
+async def test_a_failed_canary_takes_the_rollout_back(site: Any) -> None:
+    devices = site.add_devices(range(5))
+    first, second = site.add_build(1), site.add_build(2)
+    await_first = site.roll_out(1)
+    await site.settle()
+    assert site.state(await_first) == "SUCCEEDED"
+    rollout = site.roll_out(2, CANARY)
+    await site.settle(lambda device, item: "FAILED" if item.build == second else "SUCCEEDED")
+    assert site.state(rollout) == "ROLLED_BACK"
+    assert site.states(rollout) == {devices[0]: "FAILED", devices[0] + " back": "SUCCEEDED"}
+    assert site.item(devices[0]).build == first
+    assert {site.item(device).build for device in devices[1:]} == {first}
+    with site.database.read() as connection:
+        row = store.find_rollout(connection, TENANT, rollout)
+    assert row is not None
+    assert any("1 of 1 finished devices failed" in reason for reason in row.stages[0]["reasons"])
+
+
+async def test_rollback_after_success_removes_what_had_no_predecessor(site: Any) -> None:
+    devices = site.add_devices(range(3))
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.settle()
+    site.want(rollout, Wanted.ROLLBACK)
+    await site.settle()
+    assert site.state(rollout) == "ROLLED_BACK"
+    assert {site.item(device).build for device in devices} == {None}
+    await site.settle()
+    assert site.state(rollout) == "ROLLED_BACK", "a continuous rollout that went back gives nothing any more"
+
+
+async def test_going_back_skips_what_another_rollout_took_back(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    first, second, third = site.add_build(1), site.add_build(2), site.add_build(3)
+    site.roll_out(1)
+    await site.settle()
+    bad = site.roll_out(2)
+    await site.settle()
+    site.want(bad, Wanted.ROLLBACK)
+    await site.settle(lambda device, item: None)  # the way back is never reported
+    assert site.item(device).build == first
+    newest = site.roll_out(3)
+    await site.settle()
+    assert site.item(device).build == third
+    site.want(newest, Wanted.ROLLBACK)
+    await site.settle()
+    assert site.item(device).build == first, f"{second} was taken back for a reason"
+
+
+async def test_paused_gives_nothing_and_resumed_goes_on(site: Any) -> None:
+    site.add_devices(range(3))
+    site.add_build(1)
+    rollout = site.roll_out(1, CANARY)
+    await site.loop.turn()
+    site.want(rollout, Wanted.PAUSE)
+    await site.settle()
+    assert site.state(rollout) == "PAUSED"
+    assert len(site.sent) == 1
+    site.want(rollout, Wanted.RUN)
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert len(site.sent) == 3
+
+
+async def test_a_gate_that_pauses_is_forgiven_by_resume(site: Any) -> None:
+    devices = site.add_devices(range(4))
+    site.add_build(1)
+    rollout = site.roll_out(1, CANARY | {"gate": {"on_failure": "pause"}})
+    await site.settle(lambda device, item: "FAILED" if device == devices[0] else "SUCCEEDED")
+    assert site.state(rollout) == "PAUSED"
+    site.want(rollout, Wanted.RUN)
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert site.states(rollout)[devices[0]] == "FAILED"
+
+
+async def test_abort_takes_back_what_is_unfinished_and_leaves_the_rest(site: Any) -> None:
+    devices = site.add_devices(range(3))
+    first, second = site.add_build(1), site.add_build(2)
+    site.roll_out(1)
+    await site.settle()
+    rollout = site.roll_out(2)
+    await site.loop.turn()
+    site.report(devices[0], "SUCCEEDED")
+    stale = site.item(devices[1])
+    site.want(rollout, Wanted.ABORT)
+    await site.loop.turn()
+    assert site.state(rollout) == "CANCELED"
+    assert [site.item(device).build for device in devices] == [second, first, first]
+    assert site.report(devices[1], "SUCCEEDED", stale) is store.Recorded.NOTED
+    assert site.states(rollout)[devices[1]] == "CANCELED", "what has ended never changes"
+
+
+async def test_a_newer_rollout_supersedes_the_unfinished_items_of_an_older_one(site: Any) -> None:
+    devices = site.add_devices(range(4))
+    site.add_build(1)
+    newer_build = site.add_build(2)
+    old = site.roll_out(1)
+    await site.loop.turn()
+    site.report(devices[0], "SUCCEEDED")
+    new = site.roll_out(2)
+    await site.settle()
+    assert site.state(old) == "SUPERSEDED"
+    assert site.state(new) == "SUCCEEDED"
+    assert site.states(old) == {devices[0]: "SUCCEEDED"} | dict.fromkeys(devices[1:], "SUPERSEDED")
+    assert {site.item(device).build for device in devices} == {newer_build}
+    assert all(site.item(device).generation == 2 for device in devices)
+
+
+async def test_an_older_rollout_leaves_devices_to_a_newer_one_under_way(site: Any) -> None:
+    site.add_devices(range(2), tags=("a",))
+    others = site.add_devices(range(2, 4))
+    build, _ = site.add_build(1), site.add_build(2)
+    old = site.roll_out(1, CANARY)
+    new = site.roll_out(2, {"stages": [{"count": 1}, "rest"]}, {"tags": ["a"]})
+    site.want(new, Wanted.PAUSE)
+    await site.settle()
+    assert site.state(new) == "PAUSED"
+    assert set(site.sent) == set(others), "a stuck newer rollout holds its own devices, and no others"
+    assert {site.item(device).build for device in others} == {build}
+    assert site.state(old) == "SUPERSEDED"
+
+
+async def test_a_rollout_of_another_component_is_not_disturbed(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.add_build(1, model="faces")
+    first, second = site.roll_out(1), site.roll_out(1, model="faces")
+    await site.settle()
+    assert (site.state(first), site.state(second)) == ("SUCCEEDED", "SUCCEEDED")
+    assert [item.component for item in site.sent[device].items] == ["model:digits", "model:faces"]
+
+
+async def test_what_is_installed_already_is_a_success_at_once(site: Any) -> None:
+    devices = site.add_devices(range(3))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.settle()
+    numbers = {device: site.sent[device].number for device in devices}
+    again = site.roll_out(1)
+    await site.loop.turn()
+    assert site.state(again) == "SUCCEEDED"
+    assert site.states(again) == dict.fromkeys(devices, "SKIPPED")
+    assert {device: site.sent[device].number for device in devices} == numbers, "nothing had to be sent"
+
+
+async def test_a_device_that_is_away_is_skipped_and_finds_its_item_when_it_returns(site: Any) -> None:
+    here = site.add_devices(range(3))
+    (gone,) = site.add_devices(range(3, 4), online=False)
+    site.add_build(1)
+    rollout = site.roll_out(1, CANARY)
+    await site.settle(lambda device, item: "SUCCEEDED" if device in here else None)
+    assert site.state(rollout) == "RUNNING"
+    site.clock += 121
+    for device in here:
+        site.set_device(device, last_seen=site.clock)
+    await site.settle(lambda device, item: None)
+    assert site.state(rollout) == "SUCCEEDED"
+    assert "1 will get it when they return" in site.reasons(rollout)
+    site.report(gone, "SUCCEEDED")
+    assert site.states(rollout)[gone] == "SUCCEEDED"
+
+
+async def test_devices_that_come_later_get_it_too(site: Any) -> None:
+    site.add_devices(range(2))
+    build = site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    (late,) = site.add_devices(range(2, 3))
+    await site.settle()
+    assert site.item(late).build == build
+    assert site.states(rollout)[late] == "SUCCEEDED"
+
+
+async def test_without_continuous_they_do_not(site: Any) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    site.roll_out(1, {"continuous": False})
+    await site.settle()
+    (late,) = site.add_devices(range(2, 3))
+    await site.settle()
+    assert late not in site.sent
+
+
+async def test_nobody_fits_yet(site: Any) -> None:
+    site.add_build(1)
+    waits, over = site.roll_out(1), site.roll_out(1, {"continuous": False})
+    await site.settle()
+    assert (site.state(waits), site.state(over)) == ("SUCCEEDED", "FAILED")
+    (device,) = site.add_devices(range(1))
+    await site.settle()
+    assert site.states(waits) == {device: "SUCCEEDED"}
+
+
+async def test_one_rollout_that_cannot_be_planned_does_not_stop_the_others(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    site.add_build(1, model="faces")
+    fine, bad = site.roll_out(1), site.roll_out(1, model="faces")
+    sound = loop.advance
+
+    def advance(rollout: Any, fleet: Any, now: float) -> Any:
+        if rollout.id == bad:
+            raise ZeroDivisionError("a defect")
+        return sound(rollout, fleet, now)
+
+    monkeypatch.setattr(loop, "advance", advance)
+    await site.settle()
+    assert site.state(fine) == "SUCCEEDED"
+    assert (site.state(bad), site.reasons(bad)) == ("PENDING", "could not be planned: a defect")
+
+
+async def test_reports_that_do_not_belong_change_nothing(site: Any) -> None:
+    one, two = site.add_devices(range(2))
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.loop.turn()
+    assert site.report(two, "SUCCEEDED", site.item(one)) is store.Recorded.FOREIGN
+    item = site.item(one)
+    unknown = ExecutionReport(
+        stream="stream-1",
+        sequence=1,
+        previous=0,
+        at=0,
+        execution="e-unknown",
+        component=item.component,
+        generation=1,
+        origin="x",
+        state="SUCCEEDED",
+    )
+    with site.database.begin() as connection:
+        assert store.record_report(connection, one, unknown, 0.0) is store.Recorded.FOREIGN
+    assert site.report(one, "A_STATE_OF_THE_FUTURE") is store.Recorded.NOTED
+    assert site.states(rollout) == {one: "IDLE", two: "IDLE"}
+
+
+async def test_what_was_committed_is_sent_when_the_broker_returns(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    site.broken_broker = True
+    await site.loop.turn()
+    assert site.sent == {}
+    site.broken_broker = False
+    await site.loop.turn()
+    assert site.sent[device].number == 1
+    await site.loop.turn()
+    assert site.publishes == 1, "sent once"
+    await site.loop.republish_all()
+    await site.loop.turn()
+    assert site.publishes == 2
+
+
+async def test_assignments_are_renewed_before_they_expire(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.settle()
+    before = site.sent[device]
+    site.clock += 21 * 86_400
+    await site.loop.turn()
+    after = site.sent[device]
+    assert (after.number, after.items) == (before.number + 1, before.items)
+    assert after.expires > before.expires
+
+
+async def test_a_revoked_device_gets_nothing(site: Any) -> None:
+    kept, revoked = site.add_devices(range(2))
+    site.set_device(revoked, revoked=site.clock)
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert set(site.sent) == {kept}
+
+
+async def test_it_wakes_for_a_commit(site: Any) -> None:
+    site.add_devices(range(1))
+    site.add_build(1)
+    running = asyncio.create_task(site.loop.run())
+    try:
+        await asyncio.sleep(0.05)
+        rollout = await asyncio.to_thread(site.roll_out, 1)
+        async with asyncio.timeout(5):
+            while not site.sent:
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+    assert site.state(rollout) == "RUNNING"
+
+
+async def test_an_assignment_is_stored_before_it_is_sent(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    site.broken_broker = True
+    await site.loop.turn()
+    with site.database.read() as connection:
+        row = desired_store.find_assignment(connection, device)
+        desired = connection.execute(select(tables.desired_items)).all()
+    assert row is not None
+    assert row.published is None
+    assert len(desired) == 1
