@@ -88,7 +88,8 @@ class Live:
         for last in (False, True):
             found = await self._trial(directory, limits.max_memory_bytes, seconds)
             if not found.passed:
-                raise Stop("trial_failed", f"the trial on this device failed: {found.reason}", bad=True)
+                message = f"the trial on this device failed: {found.reason}"
+                raise Stop("trial_failed", message, bad=True, log_tail=found.log_tail)
             if found.difference > limits.tolerance:
                 reason = f"outputs differ by {found.difference:g} from the golden ones, {limits.tolerance:g} is allowed"
                 raise Stop("wrong_outputs", reason, bad=True)

@@ -274,7 +274,12 @@ class Updates:
         except Stop as stop:
             if row.state is S.CLEANUP:
                 return machine.conclusion(row.outcome), None, Result(), None
-            return stop.event, _fault(row, stop.code, str(stop)), Result(), str(stop) if stop.bad else None
+            return (
+                stop.event,
+                _fault(row, stop.code, str(stop), stop.log_tail),
+                Result(),
+                str(stop) if stop.bad else None,
+            )
         except AgentError as error:
             fault = _fault(row, error.code, str(error))
         except Exception as error:
@@ -374,5 +379,5 @@ class Updates:
 _WISHES: Final = {S.CANCELED: "withdrawn by the controller", S.SUPERSEDED: "a newer generation was offered"}
 
 
-def _fault(row: Execution, code: str, message: str) -> Fault:
-    return Fault(phase=row.state.value, code=code[:128], message=message[:4096])
+def _fault(row: Execution, code: str, message: str, log_tail: str = "") -> Fault:
+    return Fault(phase=row.state.value, code=code[:128], message=message[:4096], log_tail=log_tail[-8192:])

@@ -57,6 +57,10 @@ class TrialResult(Protocol):
     def peak_memory_bytes(self) -> int:
         """The most memory that the child had."""
 
+    @property
+    def log_tail(self) -> str:
+        """The end of what the child wrote to its error output."""
+
 
 class Trial(Protocol):
     """`agent.supervision.trial.run_trial`. Cancelled, it ends the child at once."""
@@ -102,8 +106,11 @@ class Result:
 class Stop(Exception):  # noqa: N818 -- it carries an event; not every one is an error
     """A state's work ends early with ``event``. ``bad``: through the build's own fault, so it must not come again."""
 
-    def __init__(self, code: str, message: str, *, bad: bool = False, event: Event = Event.ERROR) -> None:
+    def __init__(
+        self, code: str, message: str, *, bad: bool = False, event: Event = Event.ERROR, log_tail: str = ""
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.bad = bad
         self.event = event
+        self.log_tail = log_tail

@@ -152,6 +152,7 @@ class Trial:
     difference: float = 0.0
     p95_ms: float = 1.0
     peak_memory_bytes: int = 1000
+    log_tail: str = ""
 
 
 @dataclass
