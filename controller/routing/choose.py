@@ -8,7 +8,7 @@ shortest of all. Does not send anything, does not know tunnels, and does not dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Final, Protocol
 
@@ -16,6 +16,7 @@ import msgspec
 
 _HEALTHY, _SUSPECT, _FULL = 0, 1, 2
 _ORDER: Final = itemgetter(0, 1, 2, 3)
+_Row = tuple[int, int, int, float, float, "Standing"]  # tier, class of delay, work, chance, score
 
 
 class Load(Protocol):
@@ -81,9 +82,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """drawn: devices looked at, and at most returned; searched: looked at when all drawn are suspect or full."""
+    """drawn: devices looked at; kept: of many devices, how many are returned; searched: how many more are looked at
+    when all drawn are suspect or full."""
 
     drawn: int = 8
+    kept: int = 5
     searched: int = 64
 
 
@@ -111,7 +114,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candidate, ...]:
-    """Return at most ``policy.drawn`` candidates, best first; empty when no device is ready.
+    """Return candidates, best first: all of few devices, ``policy.kept`` of many; empty when no device is ready.
 
     The order: healthy before suspect before full; then the expected delay (work in hand times the device's own
     median) in classes that double, so that small differences in speed do not send everything to one device; then
@@ -121,58 +124,52 @@ def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candid
     count = len(standings)
     if count == 0:
         return ()
-    draw = rng.random
-    now = request.now
+    draw, now = rng.random, request.now
     if count <= policy.drawn:
-        drawn = standings
+        rows = _weigh(standings, now, draw)
     else:
         drawn = [standings[index] for index in {int(draw() * count) for _ in range(policy.drawn)}]
-        if not any(_healthy(standing, now) for standing in drawn):
-            drawn = _search(standings, drawn, now, policy, int(draw() * count))
-    known = [standing.service for standing in drawn if standing.service is not None]
+        rows = _weigh(drawn, now, draw)
+        if rows[0][0] != _HEALTHY:
+            start = int(draw() * count)
+            healthy = _search(standings, now, start, min(policy.searched, count))
+            rows = _weigh([*drawn, *healthy], now, draw) if healthy else rows
+        del rows[policy.kept :]
+    p99 = view.p99(request.tenant, request.model)
+    candidates = []
+    for tier, _, _, _, score, standing in rows:
+        live = standing.live
+        suspect = live.suspect_until > now
+        candidates.append(Candidate(live.device, score, live.outstanding, standing.queued, suspect, tier == _FULL, p99))
+    return tuple(candidates)
+
+
+def _weigh(standings: Sequence[Standing], now: float, draw: Callable[[], float]) -> list[_Row]:
+    """Return a row for each of ``standings``, best first."""
+    known = [pace for standing in standings if (pace := standing.service) is not None]
     usual = sum(known) / len(known) if known else 1.0
     works, scores = [], []
-    for standing in drawn:
+    for standing in standings:
         outstanding, queued, pace = standing.live.outstanding, standing.queued, standing.service
         work = (outstanding if outstanding > queued else queued) + 1
         works.append(work)
         scores.append(work * (usual if pace is None else pace))
     best = min(scores)
-    keyed = []
-    for standing, work, score in zip(drawn, works, scores, strict=True):
+    rows = []
+    for standing, work, score in zip(standings, works, scores, strict=True):
         live = standing.live
         tier = _FULL if live.outstanding >= live.limit else _SUSPECT if live.suspect_until > now else _HEALTHY
-        keyed.append((tier, int(score / best).bit_length(), work, draw(), score, standing))
-    keyed.sort(key=_ORDER)
-    p99 = view.p99(request.tenant, request.model)
-    return tuple(
-        [
-            Candidate(
-                standing.live.device,
-                score,
-                standing.live.outstanding,
-                standing.queued,
-                standing.live.suspect_until > now,
-                tier == _FULL,
-                p99,
-            )
-            for tier, _, _, _, score, standing in keyed
-        ]
-    )
+        rows.append((tier, int(score / best).bit_length(), work, draw(), score, standing))
+    rows.sort(key=_ORDER)
+    return rows
 
 
-def _healthy(standing: Standing, now: float) -> bool:
-    live = standing.live
-    return live.suspect_until <= now and live.outstanding < live.limit
-
-
-def _search(
-    standings: Sequence[Standing], drawn: list[Standing], now: float, policy: Policy, start: int
-) -> list[Standing]:
-    """Return ``drawn`` with the first healthy device among the next ``policy.searched`` in place of its last."""
+def _search(standings: Sequence[Standing], now: float, start: int, steps: int) -> list[Standing]:
+    """Return the first healthy one of the ``steps`` devices from ``start`` on, if there is one."""
     count = len(standings)
-    for offset in range(min(policy.searched, count)):
+    for offset in range(steps):
         standing = standings[(start + offset) % count]
-        if _healthy(standing, now):
-            return [*drawn[: policy.drawn - 1], standing]
-    return drawn
+        live = standing.live
+        if live.suspect_until <= now and live.outstanding < live.limit:
+            return [standing]
+    return []

@@ -22,6 +22,10 @@ class Stands:
     suspect_until: float = 0.0
     limit: int = 100
 
+    @property
+    def live(self) -> Stands:
+        return self
+
 
 @dataclass
 class Fleet:
