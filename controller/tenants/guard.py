@@ -28,7 +28,6 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
-from controller.audit.needs import Needs
 from controller.database.connection import Database
 from controller.errors import ControllerError, DeniedError, UnauthenticatedError
 from controller.tenants import tokens
@@ -121,8 +120,6 @@ def from_own_page(connection: HTTPConnection) -> bool:
 def require_declared(app: FastAPI, open_paths: Mapping[str, str] | None = None) -> None:
     """Raise RuntimeError unless each route of ``app`` has ``permit`` or ``public`` among its dependencies.
 
-    Hands the guard to the routes of packages below this one as well: they declare with `controller/audit/needs.py`.
-
     ``open_paths`` declares what cannot have dependencies (mounts, plain Starlette routes): path to reason. The
     framework's own pages that describe the API are open: they tell nothing that the source does not.
     """
@@ -136,7 +133,6 @@ def require_declared(app: FastAPI, open_paths: Mapping[str, str] | None = None) 
     ]
     if bare:
         raise RuntimeError(f"these routes declare no permission (controller/tenants/guard.py): {', '.join(bare)}")
-    app.state.guard = _check
 
 
 def install_errors(app: FastAPI) -> None:
@@ -190,15 +186,7 @@ def _only_reads(connection: HTTPConnection) -> bool:
     return connection.scope["type"] == "http" and connection.scope["method"] in ("GET", "HEAD")
 
 
-def _check(action: str, connection: HTTPConnection) -> Principal:
-    return permit(action)(connection)
-
-
 def _declared(dependant: Dependant | None) -> bool:
     if dependant is None:
         return False
-    if isinstance(dependant.call, Permit | Public):
-        return True
-    if isinstance(dependant.call, Needs):
-        return dependant.call.action in ACTIONS
-    return any(_declared(inner) for inner in dependant.dependencies)
+    return isinstance(dependant.call, Permit | Public) or any(_declared(inner) for inner in dependant.dependencies)
