@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.responses import Response
 
-from controller.audit import routes as audit_routes
+from controller.audit.routes import audit_router
 from controller.audit.sealer import seal
 from controller.broker.session import Broker, Endpoint
 from controller.builds import routes as builds_routes
@@ -145,9 +145,9 @@ class Control:
             gateway_url=installation.tunnel_url,
         )
         install_errors(api)
+        api.include_router(audit_router(permit))
         for routes in (
             tenants_routes,
-            audit_routes,
             devices_routes,
             builds_routes,
             rollouts_routes,
