@@ -111,11 +111,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         connected,
     )
     task = asyncio.create_task(house.broker.run())
-    await asyncio.wait_for(house.broker.wait_connected(), WAIT)
-    yield house
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await mosquitto.stop()
+    try:
+        await asyncio.wait_for(house.broker.wait_connected(), WAIT)
+        yield house
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await mosquitto.stop()
 
 
 def state(online: bool = True, session: int = 1) -> State:
