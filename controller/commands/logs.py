@@ -1,26 +1,30 @@
 """How the controller's processes log: for people in a terminal, one JSON object a line elsewhere.
 
-Invariant: logs go to standard error, never to standard output, which belongs to a command's data.
+Invariant: logs go to standard error or to a file, never to standard output, which belongs to a command's data.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
 from controller.errors import InvalidError
 
 
-def configure(level: str) -> None:
-    """Log from ``level`` on ("debug", "info", "warning", "error"). Raises InvalidError for another word."""
+def configure(level: str, output: TextIO = sys.stderr) -> None:
+    """Log to ``output`` from ``level`` on ("debug", "info", "warning", "error").
+
+    Raises InvalidError for another word.
+    """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise InvalidError(f"log_level {level!r}: use debug, info, warning or error", "bad_settings")
     last: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
-        if sys.stderr.isatty()
+        if output.isatty()
         else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=False)]
     )
     structlog.configure(
@@ -31,5 +35,5 @@ def configure(level: str) -> None:
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(output),
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 data = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Column = tuple[str, str | Callable[[Mapping[str, Any]], str]]
 

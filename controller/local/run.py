@@ -19,6 +19,7 @@ import typer
 from rich.markup import escape
 
 from controller.commands.client import Login, read_login, write_login
+from controller.commands.logs import configure
 from controller.commands.output import messages
 from controller.commands.run import login_of
 from controller.errors import InvalidError, UnauthenticatedError
@@ -42,7 +43,10 @@ def local(
     """Run a controller and agents here, train and roll out a sample model, and send it a request."""
     data = data_directory.expanduser().absolute()
     settings = msgspec.structs.replace(read_settings(None, os.environ), data=str(data / "controller"))
-    with only_one(settings.data_directory):
+    logs = data / "controller" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with only_one(settings.data_directory), (logs / "local.log").open("a", buffering=1) as own_log:
+        configure(settings.log_level, own_log)  # the screen shows steps, not logs
         began = time.monotonic()
         installation = prepare(settings, time.time())
         status = asyncio.run(_run(data, installation, devices, once=once, began=began))
