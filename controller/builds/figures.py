@@ -90,10 +90,10 @@ class Ratio:
 def slowdown(candidate: Latency, baseline: Latency) -> Ratio:
     """Return how much time ``candidate`` takes relative to ``baseline``, round by round.
 
-    The noise is that of a median, 1.57 x interquartile range / sqrt(rounds), which a few disturbed rounds do not move.
+    The noise is that of a median, 1.82 x interquartile range / sqrt(rounds), which a few disturbed rounds do not move.
     """
     ratios = [mine / base for mine, base in zip(candidate.rounds, baseline.rounds, strict=True)]
     if len(ratios) < 4:
         return Ratio(statistics.median(ratios), math.inf)
     low, _, high = statistics.quantiles(ratios, n=4)
-    return Ratio(statistics.median(ratios), 1.57 * (high - low) / math.sqrt(len(ratios)))
+    return Ratio(statistics.median(ratios), 1.82 * (high - low) / math.sqrt(len(ratios)))

@@ -62,6 +62,7 @@ def train(
     try:
         import numpy as np
         from sklearn.datasets import load_digits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # of scikit-learn, without types
 
         from controller.local.network import Network, shift
     except ImportError as error:
@@ -76,17 +77,18 @@ def train(
     held, kept = order[:HELD_OUT], order[HELD_OUT:]
 
     network = Network(generator, filters, hidden)
-    for epoch in range(epochs):
-        progress(f"training, pass {epoch + 1} of {epochs}", epoch / (epochs + 1))
-        # The step size falls to a tenth over the last passes: without it the last digit of accuracy is luck.
-        rate = 2e-3 * (0.1 + 0.9 * (1 - epoch / epochs))
-        shuffled = generator.permutation(kept)
-        for start in range(0, len(shuffled), BATCH):
-            rows = shuffled[start : start + BATCH]
-            network.step(shift(generator, images[rows]), labels[rows], rate)
+    with threadpool_limits(1):  # these matrices are small: a second thread would wait more than it works
+        for epoch in range(epochs):
+            progress(f"training, pass {epoch + 1} of {epochs}", epoch / (epochs + 1))
+            # The step size falls to a tenth over the passes: without it the last digit of accuracy is luck.
+            rate = 2e-3 * (0.1 + 0.9 * (1 - epoch / epochs))
+            shuffled = generator.permutation(kept)
+            for start in range(0, len(shuffled), BATCH):
+                rows = shuffled[start : start + BATCH]
+                network.step(shift(generator, images[rows]), labels[rows], rate)
+        right = int((network.scores(images[held]).argmax(axis=1) == labels[held]).sum())
     progress("writing the model", epochs / (epochs + 1))
 
-    right = int((network.scores(images[held]).argmax(axis=1) == labels[held]).sum())
     model, data = directory / MODEL_FILE, directory / DATA_FILE
     calibration, golden = kept[:CALIBRATION], kept[CALIBRATION : CALIBRATION + GOLDEN]
     try:

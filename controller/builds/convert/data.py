@@ -147,7 +147,7 @@ def _read_array(stream: IO[bytes], name: str, size: int, spec: TensorSpec | None
     shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         raise InputRefusedError(f"{name} holds pickled objects, which could run code: save plain numbers")
-    if math.prod(shape) * dtype.itemsize > size:
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > size:
         raise InputRefusedError(f"{name} promises an array of shape {shape} but holds only {size} bytes")
     if not shape or shape[0] > MAX_ROWS:
         raise InputRefusedError(f"{name} has shape {shape}: it needs rows, at most {MAX_ROWS}")

@@ -104,6 +104,7 @@ def check(request: CheckRequest) -> Checked:
     if batch and count(data.golden) < batch:
         raise InputRefusedError(f"the model takes exactly {batch} rows, the data file has fewer golden rows")
     scores = run(session, take(data.golden, 0, batch or count(data.golden)))[0]
+    labelled = _labelled(data, scores)
     Path(request.output).write_bytes(payload)
     return Checked(
         inputs=list(inputs),
@@ -111,7 +112,7 @@ def check(request: CheckRequest) -> Checked:
         batch=batch,
         calibration=count(data.calibration),
         heldout=count(data.heldout),
-        labelled=_labelled(data, scores),
+        labelled=labelled,
     )
 
 

@@ -1,4 +1,5 @@
-"""The trained sample, once a session; an application with the real database; a real server with TLS."""
+"""The trained sample, once a session; small models to try the converter with; an application with the real database;
+a real server with TLS."""
 
 from __future__ import annotations
 
@@ -7,17 +8,21 @@ import datetime
 import hashlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
+import onnx
 import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
+from onnx import TensorProto, helper, numpy_helper
 
 from controller.builds.artifacts import ArtifactStore
 from controller.builds.routes import router
@@ -28,6 +33,8 @@ from controller.settings import Settings
 from controller.tenants import store, tokens
 from controller.tenants.guard import install_errors, require_declared
 from wire.envelope import decode_public_key
+
+Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +145,56 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
+
+
+@pytest.fixture
+def write_model(tmp_path: Path) -> Write:
+    """Writes a classifier `x` FP32 [rows, 4] -> `y` FP32 [rows, 3], of which each part can be replaced."""
+
+    def write(
+        *,
+        nodes: list[Any] | None = None,
+        inputs: list[Any] | None = None,
+        outputs: list[Any] | None = None,
+        constants: list[Any] | None = None,
+        opset: int = 17,
+        rows: int | str = "rows",
+        change: Callable[[onnx.ModelProto], None] | None = None,
+    ) -> Path:
+        weight = numpy_helper.from_array(np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32), "w")
+        graph = helper.make_graph(
+            nodes or [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 4])],
+            outputs or [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, 3])],
+            [weight] if constants is None else constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        model.ir_version = 10
+        if change is not None:
+            change(model)
+        path = tmp_path / "source.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_data(tmp_path: Path) -> Write:
+    """Writes rows that fit `write_model`; arrays given as None are left out."""
+
+    def write(**changes: Any) -> Path:
+        rng = np.random.default_rng(2)
+        arrays: dict[str, Any] = {
+            "calibration_x": rng.normal(size=(64, 4)).astype(np.float32),
+            "heldout_x": rng.normal(size=(100, 4)).astype(np.float32),
+            "heldout_label": rng.integers(0, 3, 100),
+            "golden_x": rng.normal(size=(16, 4)).astype(np.float32),
+        }
+        arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
+        path = tmp_path / "data.npz"
+        np.savez(path, **arrays)
+        return path
+
+    return write

@@ -15,7 +15,7 @@ import pytest
 from controller.builds import benchmark, store, worker
 from controller.builds.sign import builder_key
 from controller.database.tables import build_jobs
-from controller.errors import InvalidError
+from controller.errors import InvalidError, UnavailableError
 from controller.local.sample import Sample
 from wire.envelope import MANIFEST, decode_public_key, open_envelope
 from wire.manifest import build_id, parse_manifest
@@ -156,10 +156,18 @@ async def test_a_job_that_another_attempt_holds_is_dropped(
 
 async def test_it_waits_while_the_controller_is_away(served: Served, sample: Sample) -> None:
     job = await order(served, sample.model.read_bytes(), sample.data.read_bytes(), optimization="none")
+    asked = asyncio.Event()
+
+    class Busy:
+        def read(self) -> None:
+            asked.set()
+            raise UnavailableError("the database is busy", "database_busy")
+
     state = served.site.app.state
-    kept, state.database = state.database, None  # every request fails with status 500
+    kept, state.database = state.database, Busy()
     async with building(served):
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            await asked.wait()
         state.database = kept
         assert (await job_when(served, job, lambda row: row["state"] == "done"))["state"] == "done"
 
