@@ -8,6 +8,7 @@ framework's request and response objects cost as much as a small model.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from agent.serving.tally import Tally
 MAX_BODY: Final = 16 * 1024**2
 MAX_BATCH_REQUESTS: Final = 256
 BODY_SECONDS: Final = 30.0
+DISCARD_SECONDS: Final = 5.0
 DEFAULT_DEADLINE: Final = 30.0
 MAX_DEADLINE_MS: Final = 3_600_000
 WATCH_AFTER: Final = 0.005
@@ -197,11 +199,10 @@ class Inference:
 
 async def read_body(scope: Scope, receive: Receive) -> tuple[bytes, float]:
     """Return a request's body and the seconds that its deadline allows. Raises RefusedError or GoneError."""
-    seconds = DEFAULT_DEADLINE
+    seconds, too_large, expects = DEFAULT_DEADLINE, False, False
     for name, value in scope["headers"]:
         if name == b"content-length":
-            if not value.isdigit() or int(value) > MAX_BODY:
-                raise _too_large()
+            too_large = not value.isdigit() or int(value) > MAX_BODY
         elif name == b"muster-deadline-ms":
             if not value.isdigit() or not 0 < int(value) <= MAX_DEADLINE_MS:
                 raise RefusedError(
@@ -212,6 +213,12 @@ async def read_body(scope: Scope, receive: Receive) -> tuple[bytes, float]:
             raise RefusedError(400, "tensors in binary form are not taken here; send them as JSON", "bad_request")
         elif name == b"content-encoding" and value != b"identity":
             raise RefusedError(415, "send the body without Content-Encoding", "bad_request")
+        elif name == b"expect":
+            expects = True
+    if too_large:
+        if not expects:  # a client that waits for leave to send has sent nothing
+            await _discard(receive)
+        raise _too_large()
     event = await receive()
     if event["type"] == "http.request" and not event.get("more_body"):
         body = event.get("body", b"")
@@ -229,6 +236,8 @@ async def _read_more(event: Event, receive: Receive) -> bytes:
                 parts.append(event.get("body", b""))
                 size += len(parts[-1])
                 if size > MAX_BODY:
+                    parts.clear()
+                    await _discard(receive)
                     raise _too_large()
                 if not event.get("more_body"):
                     return b"".join(parts)
@@ -236,6 +245,18 @@ async def _read_more(event: Event, receive: Receive) -> bytes:
     except TimeoutError as error:
         raise RefusedError(408, f"the body was not there after {BODY_SECONDS:.0f} s", "bad_request") from error
     raise GoneError
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while without keeping anything: a connection closed on a client that sends loses the answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size < 4 * MAX_BODY:
+                event = await receive()
+                size += len(event.get("body", b""))
+                if not event.get("more_body"):
+                    return
 
 
 async def respond(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)) -> None:

@@ -37,7 +37,6 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     file: Path
     golden: Path | None = None
     tolerance: float = _UNPROVEN_TOLERANCE
-    max_p95_ms: float | None = None
     threads: int = 1
     max_batch: int | None = None
     max_delay: float = 0.0
@@ -84,7 +83,6 @@ def read_build(directory: Path, expected: str | None = None) -> Build:
         file=paths["model"],
         golden=paths["golden"],
         tolerance=manifest.limits.tolerance,
-        max_p95_ms=manifest.limits.max_p95_ms,
         manifest=manifest,
     )
 

@@ -68,7 +68,8 @@ def compare(expected: Mapping[str, Array], actual: Mapping[str, Array], toleranc
         if wanted.size == 0:
             continue
         # Equal values (also equal infinities) differ by 0; whatever is then not finite can only be wrong.
-        apart = np.where(found == wanted, 0.0, np.abs(found.astype(np.float64) - wanted.astype(np.float64)))
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            apart = np.where(found == wanted, 0.0, np.abs(found.astype(np.float64) - wanted.astype(np.float64)))
         difference = float(np.max(apart))
         if not np.isfinite(difference):
             return Comparison(False, f"output {name!r} is not finite where the golden one is", NOT_COMPARABLE)

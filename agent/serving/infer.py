@@ -151,6 +151,9 @@ def _convert(data: list[Any], shape: tuple[int, ...], count: int, spec: TensorSp
         found = _show(array.size if array.ndim == 1 else list(array.shape))
         raise _bad(f'"data" of input "{spec.name}" must be {count} values for the shape {list(shape)}, not {found}')
     kind, target = array.dtype.kind, wanted.kind
+    if target == "u" and kind == "f":
+        array = _unsigned(data, array)
+        kind = array.dtype.kind
     if target == "f" and kind in "fiu":
         if wanted.itemsize < 8:
             with np.errstate(over="ignore"):  # a number beyond FP32 is an infinity, and models may be given those
@@ -166,6 +169,13 @@ def _convert(data: list[Any], shape: tuple[int, ...], count: int, spec: TensorSp
     elif target != kind:
         raise _bad(f'"data" of input "{spec.name}" must be {_KINDS[target]} for {spec.datatype}')
     return array.reshape(shape)
+
+
+def _unsigned(data: list[Any], array: Array) -> Array:
+    """Return ``data`` as UINT64 where it is whole: numpy makes floats of a list that mixes 2**63 with small numbers."""
+    exact = np.array(data, dtype=object)
+    whole = all(type(value) is int and 0 <= value < 2**64 for value in exact.flat)
+    return exact.astype(np.uint64) if whole else array
 
 
 _KINDS: Final = {"f": "numbers", "i": "whole numbers", "u": "whole numbers from 0 on", "b": "true or false"}

@@ -3,8 +3,8 @@
 Invariant: prints one line of JSON and ends with 0 when a verdict was reached, good or bad; whatever takes the process
 down (a crash of the engine, the memory limit, the deadline) takes only this process down. Serves nothing.
 
-What a build must hold here: its golden outputs within the tolerance, its p95 within the manifest's limit, its peak
-memory (the whole process's) within ``--memory-bytes``.
+Passed means: loaded and run within the limits of the process, golden outputs within the tolerance. The latency and the
+peak memory (of the whole process) are told, not judged: a busy moment of the device may deserve another trial.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int = 0
 
 
-def try_build(directory: Path, runs: int, memory_bytes: int) -> Verdict:
-    """Return the verdict on the build in ``directory``; ``memory_bytes`` 0 sets no limit."""
+def try_build(directory: Path, runs: int) -> Verdict:
+    """Return the verdict on the build in ``directory`` after ``runs`` golden runs."""
     try:
         opened = open_build(read_build(directory))
     except (AgentError, MemoryError) as error:
@@ -63,21 +63,14 @@ def try_build(directory: Path, runs: int, memory_bytes: int) -> Verdict:
     except (AgentError, MemoryError) as error:
         worst = Comparison(False, str(error) or "not enough memory", NOT_COMPARABLE)
     p95 = percentile(times, 0.95) if times else 0.0
-    reason, peak = worst.reason, peak_memory()
-    limit = opened.build.max_p95_ms
-    passed = worst.passed
-    if passed and limit is not None and p95 > limit:
-        passed, reason = False, f"p95 is {p95:.2f} ms, at most {limit:.2f} ms is allowed"
-    elif passed and memory_bytes and peak > memory_bytes:
-        passed, reason = False, f"needs {peak} bytes of memory, at most {memory_bytes} are allowed"
     return Verdict(
-        passed=passed,
-        reason=reason,
+        passed=worst.passed,
+        reason=worst.reason,
         difference=worst.difference,
         p50_ms=round(percentile(times, 0.5), 3) if times else 0.0,
         p95_ms=round(p95, 3),
         load_ms=round(opened.load_ms, 3),
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_memory(),
     )
 
 
@@ -108,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.alarm(arguments.deadline)  # also when whoever started the trial is gone
     if arguments.memory_bytes > 0:
         limit_memory(arguments.memory_bytes)
-    verdict = try_build(arguments.directory, max(arguments.runs, 1), arguments.memory_bytes)
+    verdict = try_build(arguments.directory, max(arguments.runs, 1))
     print(msgspec.json.encode(verdict).decode(), flush=True)
     return 0
 

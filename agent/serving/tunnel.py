@@ -33,6 +33,7 @@ log = structlog.get_logger()
 STATUS_SECONDS: Final = 1.0
 STEADY_SECONDS: Final = 10.0
 """A tunnel that held this long starts its back-off anew."""
+CLOSE_SECONDS: Final = 2.0
 _WAITING_FRAMES: Final = 32
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
@@ -135,6 +136,7 @@ class Tunnel:
             user_agent_header="muster-serving",
             proxy=None if urlsplit(request.url).hostname in _LOOPBACK else True,
             max_size=MAX_FRAME,
+            close_timeout=CLOSE_SECONDS,
         ) as socket:
             if socket.subprotocol != SUBPROTOCOL:
                 raise RefusedError(400, "the other side does not speak this tunnel's protocol", "bad_request")

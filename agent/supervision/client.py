@@ -53,9 +53,9 @@ class ServingClient:
         """Return the state of the whole process."""
         return await self._call("GET", "/control/v1/state", None, ServingState, seconds)
 
-    async def load(self, model: str, build: str, directory: str) -> LoadedBuild:
+    async def load(self, model: str, build: str, directory: Path | str) -> LoadedBuild:
         """Load ``build`` from ``directory`` beside the active one. Loaded already is well."""
-        return await self._model(model, "load", LoadRequest(build=build, directory=directory), LoadedBuild, LOAD)
+        return await self._model(model, "load", LoadRequest(build=build, directory=str(directory)), LoadedBuild, LOAD)
 
     async def activate(self, model: str, build: str) -> LoadedBuild:
         """Send requests to ``build`` from now on. Active already is well."""
