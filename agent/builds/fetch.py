@@ -105,7 +105,7 @@ class Fetcher:
                 return self._store.adopt(part, sha256)
             except Trouble as trouble:
                 received += trouble.received
-                grown = _size(part) > before
+                grown = _size(part) - before >= min(self._patience.minimum_bytes, max(1, size - before))
                 if trouble.code == "wrong_hash":
                     wrong_hashes += 1
                     durable.remove(part, "fetch.discard")

@@ -144,7 +144,7 @@ class Updates:
         self._log.info(
             "assignment taken", epoch=assignment.epoch, number=assignment.number, new=[i.component for i in fresh]
         )
-        for component in {row.component for row in unfinished} | {item.component for item in fresh}:
+        for component in sorted({row.component for row in unfinished} | {item.component for item in fresh}):
             self._nudge(component)
         self.on_change()
 
@@ -162,7 +162,7 @@ class Updates:
                 self._resume()
                 group.create_task(self._drain_reports(), name="updates-reports")
                 group.create_task(self._restore_at_start(), name="updates-restore")
-                for component in {row.component for row in self._journal.unfinished()}:
+                for component in sorted({row.component for row in self._journal.unfinished()}):
                     self._nudge(component)
         finally:
             self._group = None

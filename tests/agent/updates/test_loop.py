@@ -235,8 +235,9 @@ async def test_components_take_turns_but_do_not_block_each_other(device: Any, co
         controller.item(one, 1), controller.item(other, 1, "model:faces"), controller.item(third, 1, "model:sounds"),
     ]  # fmt: skip
     async with device.running() as updates:
-        updates.offer(controller.assignment(1, *items))
+        updates.offer(controller.assignment(1, items[0]))
         await device.until(lambda: "WARMING" in controller.states("x-digits-1"))
+        updates.offer(controller.assignment(2, *items))
         await device.until(lambda: "WAITING" in controller.states("x-faces-1"))
         updates.cancel("model:digits")
         assert await device.ended("x-digits-1") == "CANCELED"
