@@ -122,10 +122,10 @@ async def _device(pipe: Connection, url: str, credential: str, ca_file: str) -> 
 
         saying = asyncio.create_task(say())
         pipe.send(listener.getsockname()[1])
-        ended = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: ended.done() or ended.set_result(None))
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pipe.fileno(), ended.set)
         answering = asyncio.create_task(_answer(tunnel))
-        await asyncio.wait([ended, answering], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([asyncio.create_task(ended.wait()), answering], return_when=asyncio.FIRST_COMPLETED)
         saying.cancel()
         answering.cancel()
     server.should_exit = True

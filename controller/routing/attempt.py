@@ -72,9 +72,12 @@ def outcome_of(status: int) -> Outcome:
     return Outcome.ANSWERED
 
 
-def patience(p99: float | None) -> float:
-    """Return how many seconds a device of a model with this 99th percentile is given before another one is asked."""
-    return max(MIN_PATIENCE, PATIENCE * (UNKNOWN_P99 if p99 is None else p99))
+def patience(p99: float | None, expected: float) -> float:
+    """Return how many seconds a device is given before another one is asked.
+
+    p99: of the model, seconds, None while it is not known. expected: what the device's own figures promise, seconds.
+    """
+    return max(MIN_PATIENCE, PATIENCE * max(UNKNOWN_P99 if p99 is None else p99, expected))
 
 
 def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float, deadline: float) -> Try | GiveUp:
@@ -89,7 +92,7 @@ def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float
     chosen = left[0]
     if len(left) == 1:
         return Try(chosen.device, remaining, "the last candidate: it has all the time that is left")
-    wanted = patience(chosen.p99)
+    wanted = patience(chosen.p99, chosen.score)
     if wanted <= remaining / 2:
         return Try(chosen.device, wanted, f"{wanted * 1000:.0f} ms, then another of {len(left) - 1} is asked")
     return Try(chosen.device, remaining / 2, "half of the time that is left, so that one more try fits")

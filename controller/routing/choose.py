@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+UNMEASURED: Final = 0.001  # seconds of one request, where no device has measured itself
 _HEALTHY, _SUSPECT, _FULL = 0, 1, 2
 _ORDER: Final = itemgetter(0, 1, 2, 3)
 _Row = tuple[int, int, int, float, float, "Standing"]  # tier, class of delay, work, chance, score
@@ -91,8 +92,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """One device and how it scored: ``score`` is the expected seconds until an answer, or its ratio where no device
-    has measured itself. Lower is better. ``p99``: seconds, of the model. ``full``: at its limit, must not be asked."""
+    """One device and how it scored: ``score`` is the expected seconds until an answer, lower is better. ``p99``:
+    seconds, of the model. ``full``: at its limit, must not be asked.
+    """
 
     device: str
     score: float
@@ -147,7 +149,7 @@ def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candid
 def _weigh(standings: Sequence[Standing], now: float, draw: Callable[[], float]) -> list[_Row]:
     """Return a row for each of ``standings``, best first."""
     known = [pace for standing in standings if (pace := standing.service) is not None]
-    usual = sum(known) / len(known) if known else 1.0
+    usual = sum(known) / len(known) if known else UNMEASURED
     works, scores = [], []
     for standing in standings:
         outstanding, queued, pace = standing.live.outstanding, standing.queued, standing.service

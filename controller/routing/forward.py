@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import structlog
 from starlette.types import Receive
 
-from controller.routing.attempt import GiveUp, Outcome, Tried, next_attempt, outcome_of
+from controller.routing.attempt import MIN_PATIENCE, GiveUp, Outcome, Tried, next_attempt, outcome_of
 from controller.routing.choose import Policy, Request, rank
 from controller.routing.fleet_view import FleetView
 from controller.routing.hub import Hub
 from controller.routing.metrics import Metrics
 from controller.routing.request import GoneError
-from controller.routing.tunnels import Stream, Tunnel
+from controller.routing.tunnels import Stream
 from wire.tunnel import RequestHead
 
 WATCH_AFTER = 0.05  # seconds: requests that are answered sooner need nobody who looks whether the client is there
@@ -119,7 +119,7 @@ class Forwarder:
                 return Delivered(stream, step.device, attempts, asked - begun)
             if stream is not None:
                 stream.release()
-                self._judge(stream.tunnel, outcome, stream, now)
+                self._judge(outcome, stream, now, now - asked)
             if outcome is Outcome.LOST and stream is not None and stream.tunnel.replaced and not replaced:
                 replaced = True  # the same device, through its newer tunnel: it is there, only its connection moved
                 continue
@@ -159,10 +159,13 @@ class Forwarder:
                 tunnel.live.answered()
         return outcome, stream
 
-    def _judge(self, tunnel: Tunnel, outcome: Outcome, stream: Stream, now: float) -> None:
-        if outcome not in _SUSPICIOUS or (stream.head is not None and stream.head.status == 504):
-            return  # a 504 of its own: the device kept the deadline that it was given
-        if tunnel.live.suspect_until <= now:
+    def _judge(self, outcome: Outcome, stream: Stream, now: float, waited: float) -> None:
+        live = stream.tunnel.live
+        if outcome not in _SUSPICIOUS or (outcome is Outcome.TIMEOUT and waited < MIN_PATIENCE):
+            return  # a client that leaves no time says nothing about the device
+        if stream.head is not None and stream.head.status == 504:
+            return  # the device kept the deadline that it was given
+        if live.suspect_until <= now:
             self._metrics.suspects.inc()
-            log.warning("a device is suspect", device=tunnel.live.device, outcome=outcome.value, detail=stream.detail)
-        tunnel.live.suspect(now)
+            log.warning("a device is suspect", device=live.device, outcome=outcome.value, detail=stream.detail)
+        live.suspect(now)

@@ -20,8 +20,8 @@ from controller.routing.attempt import (
 from controller.routing.choose import Candidate
 
 
-def candidate(device: str, *, p99: float | None = 0.01, full: bool = False) -> Candidate:
-    return Candidate(device, 1.0, 0, 0, False, full, p99)
+def candidate(device: str, *, p99: float | None = 0.01, full: bool = False, score: float = 0.001) -> Candidate:
+    return Candidate(device, score, 0, 0, False, full, p99)
 
 
 A, B = candidate("a"), candidate("b")
@@ -33,6 +33,7 @@ A, B = candidate("a"), candidate("b")
         ([], [A, B], 0.0, ("a", 0.3)),
         ([], [candidate("a", p99=0.5), B], 0.0, ("a", 1.5)),
         ([], [candidate("a", p99=None), B], 0.0, ("a", 1.0)),
+        ([], [candidate("a", score=0.8), B], 0.0, ("a", 2.4)),  # slower by its own word than the model's others
         ([], [candidate("a", p99=9.0), B], 0.0, ("a", 5.0)),  # half, so that b fits
         ([], [A, B], 9.8, ("a", 0.1)),
         ([], [A], 2.0, ("a", 8.0)),  # the last one has all that is left
@@ -88,8 +89,9 @@ def test_only_a_devices_own_trouble_is_worth_another_device(status, outcome):
 
 
 def test_patience_is_never_shorter_than_a_hiccup():
-    assert patience(0.001) == MIN_PATIENCE
-    assert patience(2.0) == 6.0
+    assert patience(0.001, 0.001) == MIN_PATIENCE
+    assert patience(2.0, 0.001) == 6.0
+    assert patience(0.001, 2.0) == 6.0
 
 
 _FAILURES = st.sampled_from([one for one in Outcome if one is not Outcome.ANSWERED])

@@ -190,6 +190,15 @@ async def test_the_deadline_of_the_client_holds(house):
     assert 0.35 < time.perf_counter() - began < 1.5
 
 
+async def test_a_client_that_leaves_no_time_says_nothing_about_the_device(house):
+    await house.join(respond=silent)
+    await house.until_ready()
+    assert (await house.infer(muster_deadline_ms="50")).status_code == 504
+    assert await house.metric("muster_gateway_suspects_total") == 0
+    assert (await house.infer(muster_deadline_ms="500")).status_code == 504
+    assert await house.metric("muster_gateway_suspects_total") == 1
+
+
 async def test_a_device_is_told_how_long_the_answer_is_of_use(house):
     device = await house.join()
     await house.until_ready()
