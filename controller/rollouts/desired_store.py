@@ -65,10 +65,10 @@ def save_desired(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> N
     )
 
 
-def previous_builds(connection: Connection, rollout: str, wanted: Sequence[str]) -> dict[tuple[str, str], str | None]:
-    """Return the build that last worked on each device and component, apart from what ``rollout`` brought.
+def previous_builds(connection: Connection, wanted: Sequence[str]) -> dict[tuple[str, str], str | None]:
+    """Return the build that last worked on each device and component.
 
-    What a rollout brought that was itself taken back does not count, even where the way back was never finished.
+    What came with a rollout that goes back, or went, does not count, even where the way back was never finished.
     """
     e = executions.c
     taken_back = [RolloutState.ROLLING_BACK.value, RolloutState.ROLLED_BACK.value]
@@ -76,7 +76,6 @@ def previous_builds(connection: Connection, rollout: str, wanted: Sequence[str])
         select(e.device, e.component, e.build, func.max(e.generation))
         .join(rollouts, rollouts.c.id == e.rollout)
         .where(
-            e.rollout != rollout,
             e.state.in_([state.value for state in SUCCESSES]),
             or_(e.stage < 0, rollouts.c.state.not_in(taken_back)),
             e.device.in_(bindparam("ids", expanding=True)),

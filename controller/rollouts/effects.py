@@ -130,7 +130,7 @@ def _withdraw(
 ) -> set[str]:
     names = sorted({step.device for step in steps})
     held = desired_store.generations(connection, names)
-    previous = desired_store.previous_builds(connection, rollout.id, names)
+    previous = desired_store.previous_builds(connection, names)
     policy = msgspec.to_builtins(rollout.policy.device)
     executions: list[dict[str, Any]] = []
     replaced: list[str] = []

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from controller.database import tables
 from controller.rollouts import desired_store, loop, store
@@ -353,3 +353,120 @@ async def test_an_assignment_is_stored_before_it_is_sent(site: Any) -> None:
     assert row is not None
     assert row.published is None
     assert len(desired) == 1
+
+
+async def test_a_device_that_ran_it_before_keeps_it_when_the_rollout_goes_back(site: Any) -> None:
+    old, *_ = site.add_devices(range(1))
+    build = site.add_build(1)
+    site.roll_out(1)
+    await site.settle()
+    (new,) = site.add_devices(range(1, 2))
+    again = site.roll_out(1)
+    await site.settle()
+    assert site.states(again) == {old: "SKIPPED", new: "SUCCEEDED"}
+    site.want(again, Wanted.ROLLBACK)
+    await site.settle()
+    assert site.state(again) == "ROLLED_BACK"
+    assert (site.item(old).build, site.item(new).build) == (build, None)
+
+
+async def test_what_is_in_place_keeps_its_generation(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.settle()
+    generation = site.item(device).generation
+    site.roll_out(1)
+    await site.settle()
+    site.clock += 21 * 86_400  # a renewed assignment is what shows the desired row
+    await site.loop.turn()
+    assert site.item(device).generation == generation, "the device, which has finished it, must not begin anew"
+
+
+async def test_those_that_are_away_do_not_hold_up_the_way_back(site: Any) -> None:
+    devices = site.add_devices(range(2))
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.settle()
+    site.want(rollout, Wanted.ROLLBACK)
+    site.set_device(devices[0], online=False)
+    await site.settle(lambda device, item: "SUCCEEDED" if device == devices[1] else None)
+    assert site.state(rollout) == "ROLLING_BACK"
+    site.clock += 121
+    await site.settle(lambda device, item: None)
+    assert site.state(rollout) == "ROLLED_BACK"
+    assert site.reasons(rollout) == "1 are back; 1 go back when they return"
+
+
+async def test_stages_watch_on_those_that_were_away(site: Any) -> None:
+    canaries = site.add_devices(range(2))
+    others = site.add_devices(range(2, 12))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"stages": [{"count": 2}, "rest"], "gate": {"max_failed": 0}})
+    await site.settle(lambda device, item: "SUCCEEDED" if device == canaries[0] else None)
+    site.set_device(canaries[1], online=False)
+    site.clock += 130
+    for device in others:
+        site.set_device(device, last_seen=site.clock)
+    await site.loop.turn()
+    assert set(site.sent) == {*canaries, *others}, "the second stage has begun"
+    site.set_device(canaries[1], online=True, last_seen=site.clock)
+    site.report(canaries[1], "FAILED")
+    await site.settle()
+    assert site.state(rollout) == "ROLLED_BACK", "its failure still counts"
+
+
+async def test_nobody_is_forgotten_when_a_quorum_is_enough(site: Any) -> None:
+    site.add_devices(range(8))
+    site.add_build(1)
+    policy = {"continuous": False, "max_in_flight": 2, "gate": {"quorum_percent": 25}}
+    rollout = site.roll_out(1, policy)
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert len(site.sent) == 8
+
+
+async def test_an_order_that_comes_between_reading_and_doing_wins(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    sound = loop.advance
+
+    def advance(seen: Any, fleet: Any, now: float) -> Any:
+        steps = sound(seen, fleet, now)
+        if seen.state == "RUNNING" and seen.wanted is Wanted.RUN:
+            site.want(rollout, Wanted.PAUSE)
+        return steps
+
+    monkeypatch.setattr(loop, "advance", advance)
+    await site.settle()
+    assert site.state(rollout) == "PAUSED"
+    assert site.sent == {}
+
+
+async def test_a_device_revoked_or_changed_in_the_middle_is_left(site: Any) -> None:
+    devices = site.add_devices(range(4))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"max_in_flight": 1})
+    await site.loop.turn()
+    site.set_device(devices[1], revoked=site.clock)
+    site.set_device(devices[2], facts={"at": site.clock, "facts": {"arch": "x86_64"}, "runtimes": []})
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert set(site.sent) == {devices[0], devices[3]}
+
+
+async def test_a_large_fleet_in_a_few_statements(site: Any) -> None:
+    site.add_devices(range(2000))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"max_in_flight": 5000, "stages": [{"percent": 5}, "rest"]})
+    statements = 0
+
+    def count(*_: Any) -> None:
+        nonlocal statements
+        statements += 1
+
+    event.listen(site.database._engine, "before_cursor_execute", count)
+    await asyncio.to_thread(site.loop._plan_all)
+    assert len(site.states(rollout)) == 100
+    assert statements < 100, "reads and writes are batched, whatever the number of devices"
