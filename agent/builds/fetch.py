@@ -54,7 +54,8 @@ class Fetcher:
     """Fetches blobs by their SHA-256 from ``api_url`` into ``store``.
 
     api_url: https://HOST:PORT; http is taken for a loopback address only. ca_file: the fleet CA that the server's
-    certificate must descend from. authorise: gives the bearer token, asked anew for every attempt.
+    certificate must descend from. authorise: gives the bearer token, asked anew for every attempt. forget: called when
+    the controller did not accept the token, so that the next one is a fresh one.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Fetcher:
         ca_file: Path | None,
         authorise: Authorise,
         *,
+        forget: Callable[[], None] = lambda: None,
         patience: Patience = Patience(),
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
         self._authorise = authorise
+        self._forget = forget
         self._patience = patience
         self._rng = rng or random.Random()
         self._target = _target(api_url, ca_file)
@@ -113,6 +116,7 @@ class Fetcher:
                         raise _final(trouble, sha256) from trouble
                 elif trouble.code == "unauthorised":
                     unauthorised += 1
+                    self._forget()
                     if unauthorised > 1:
                         raise _final(trouble, sha256) from trouble
                 elif trouble.refusal is not Refusal.RETRY:

@@ -125,8 +125,8 @@ def play(store: Store) -> Iterator[Callable[..., tuple[Server, Fetcher]]]:
     def start(*answers: Answer, patience: Patience = QUICK, **options: Any) -> tuple[Server, Fetcher]:
         server = Server(*answers)
         servers.append(server)
-        authorise = options.get("authorise", lambda: "token")
-        return server, Fetcher(store, server.url(), None, authorise, patience=patience, rng=random.Random(1))
+        authorise = options.pop("authorise", lambda: "token")
+        return server, Fetcher(store, server.url(), None, authorise, patience=patience, rng=random.Random(1), **options)
 
     yield start
     for server in servers:
@@ -273,8 +273,8 @@ async def test_a_link_that_wastes_bytes_without_end_is_given_up(play: Any) -> No
 
 
 async def test_a_token_that_is_refused_is_made_anew_once(play: Any) -> None:
-    tokens = iter(("old", "new", "newer"))
-    server, fetcher = play(says("401 Who"), good, authorise=lambda: next(tokens))
+    tokens = ["old", "new", "newer"]
+    server, fetcher = play(says("401 Who"), good, authorise=lambda: tokens[0], forget=lambda: tokens.pop(0))
     await fetch(fetcher)
     assert [request["authorization"] for request in server.requests] == ["Bearer old", "Bearer new"]
 
