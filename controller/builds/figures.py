@@ -7,10 +7,10 @@ Invariant: plain values; a figure that was not measured is None. Does not measur
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 from typing import Final
 
+MIN_ROUNDS: Final = 4  # below, a spread says nothing
 _Z: Final = 1.959964  # of a two-sided 95 % interval
 
 
@@ -92,8 +92,13 @@ def slowdown(candidate: Latency, baseline: Latency) -> Ratio:
 
     The noise is that of a median, 1.82 x interquartile range / sqrt(rounds), which a few disturbed rounds do not move.
     """
-    ratios = [mine / base for mine, base in zip(candidate.rounds, baseline.rounds, strict=True)]
-    if len(ratios) < 4:
-        return Ratio(statistics.median(ratios), math.inf)
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return Ratio(statistics.median(ratios), 1.82 * (high - low) / math.sqrt(len(ratios)))
+    ratios = sorted(mine / base for mine, base in zip(candidate.rounds, baseline.rounds, strict=True))
+    noise = 1.82 * (_quantile(ratios, 0.75) - _quantile(ratios, 0.25)) / math.sqrt(len(ratios))
+    return Ratio(_quantile(ratios, 0.5), noise if len(ratios) >= MIN_ROUNDS else math.inf)
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
