@@ -23,7 +23,7 @@ from controller.local.steps import Steps
 
 MODEL: Final = "digits"
 RELEASE: Final = "digits-1"
-POLICY: Final = {"stages": [{"count": 1}, "rest"], "device": {"probation": 2.0}}
+POLICY: Final = {"stages": [{"count": 1}, "rest"], "probation": 2.0}
 WAIT_SECONDS: Final = 120.0
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from controller.local import sample
 from tests.journeys.local_fleet import LocalFleet, tls, wait_for
 
 pytestmark = pytest.mark.journey
-SLOW_PROBATION = {"stages": ["rest"], "device": {"probation": 6.0}, "continuous": False}
+SLOW_PROBATION = {"stages": ["rest"], "probation": 6.0, "continuous": False}
 
 
 class Asker:
