@@ -131,4 +131,4 @@ def logs(data: Path) -> str:
 
 
 def tls(ca_file: str) -> ssl.SSLContext:
-    return ssl.create_defaulttls(cafile=ca_file)
+    return ssl.create_default_context(cafile=ca_file)
