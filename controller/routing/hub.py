@@ -72,13 +72,10 @@ class Hub:
             on_close=self._closed,
             on_late=self._metrics.late_answers.inc,
         )
-        older = self._tunnels.get(device)
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": []})
+        older = self._tunnels.get(device)  # from here to its replacement nothing waits: there is never a gap
         if older is not None:
             older.close(REPLACED, "a newer tunnel of this device replaced this one", replaced=True)
-        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": []})
-        newest = self._tunnels.get(device)
-        if newest is not None:  # another one came while this one was being accepted
-            newest.close(REPLACED, "a newer tunnel of this device replaced this one", replaced=True)
         self._tunnels[device] = tunnel
         self._metrics.tunnels.inc()
         if older is not None:

@@ -208,21 +208,18 @@ class Tunnel:
     async def _write(self) -> None:
         while True:
             if self._cancels:
-                data = self._cancels.popleft()
+                await self._send({"type": "websocket.send", "bytes": self._cancels.popleft()})
             elif self._turns:
                 outgoing = self._turns.popleft()
-                if outgoing.stopped:
-                    continue
                 before = outgoing.left
                 data = outgoing.next_frame()
                 self._unsent -= before - outgoing.left
+                await self._send({"type": "websocket.send", "bytes": data})
                 if not outgoing.finished:
-                    self._turns.append(outgoing)  # behind all others: one chunk a turn
+                    self._turns.append(outgoing)  # behind all that came meanwhile: one chunk a turn
             else:
                 self._wake.clear()
                 await self._wake.wait()
-                continue
-            await self._send({"type": "websocket.send", "bytes": data})
 
     async def _read(self, receive: Receive) -> None:
         while True:

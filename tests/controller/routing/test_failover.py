@@ -247,6 +247,14 @@ async def test_a_frozen_device_is_asked_last_within_two_seconds_and_then_closed(
     assert time.perf_counter() - began < 4.0
 
 
+async def test_a_device_that_answers_pings_but_says_nothing_loses_its_tunnel(house):
+    device = await house.join()
+    device.tasks[1].cancel()  # no more status; the WebSocket itself lives
+    await asyncio.wait_for(device.closed.wait(), 6)
+    assert device.close_code == 4008
+    await house.until_ready(False)
+
+
 async def test_a_client_that_goes_away_frees_the_device(house, eventually):
     device = await house.join(respond=silent)
     await house.until_ready()
