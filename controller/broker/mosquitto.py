@@ -255,6 +255,7 @@ def _free_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise UnavailableError(
-            f"the broker cannot listen on {host}:{port}: {error}; stop what uses the port, or set another mqtt_port",
+            f"the broker cannot listen on {host}:{port}: {error}; stop what uses the port, or choose another with "
+            "MUSTER_MQTT_PORT (0 for any)",
             "port_taken",
         ) from error
