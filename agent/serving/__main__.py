@@ -112,6 +112,7 @@ def _url(address: tuple[str, int]) -> str:
 
 def _configure_log() -> None:
     faulthandler.enable()
+    sys.setswitchinterval(0.001)  # an engine thread that comes back should not wait 5 ms for a busy loop
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

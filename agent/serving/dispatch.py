@@ -85,6 +85,7 @@ class Dispatcher:
         self._tally = tally
         self._queue = Queue()
         self._pace = Pace()
+        self._soon: asyncio.Handle | None = None
         self._jobs: dict[int, Job] = {}
         self._running: tuple[Job, ...] = ()
         self._running_items = 0
@@ -140,7 +141,9 @@ class Dispatcher:
         self._jobs[job.id] = job
         self._queue = offer(self._queue, Waiting(job.id, items, size, key, instant, deadline))
         self._idle.clear()
-        self._pump(instant)
+        if self._running_since is None and self._soon is None:
+            # Not at once: what else arrives in this turn of the loop joins the batch.
+            self._soon = self.loop.call_soon(self._on_soon)
         return job
 
     def abandon(self, job: Job) -> None:
@@ -164,16 +167,18 @@ class Dispatcher:
         self._draining = True
         for job in list(self._jobs.values()):
             job.refuse(RefusedError(503, "this build was unloaded", "draining", 1.0))
-        if self._wake is not None:
-            self._wake.cancel()
+        for handle in (self._wake, self._soon):
+            if handle is not None:
+                handle.cancel()
         self._work.put(_STOP)
         await self.loop.run_in_executor(None, self._thread.join, 10.0)
 
     def _pump(self, instant: float) -> None:
         """Ask what to do now, and do it."""
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
+        for handle in (self._wake, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._wake = self._soon = None
         self._queue, actions = tick(self._queue, self._running_since is None, instant, self._rules)
         for action in actions:
             if isinstance(action, Run):
@@ -186,6 +191,10 @@ class Dispatcher:
             else:
                 self._wake = self.loop.call_later(action.instant - instant, self._on_wake)
         self._settle()
+
+    def _on_soon(self) -> None:
+        self._soon = None
+        self._pump(now())
 
     def _on_wake(self) -> None:
         self._wake = None

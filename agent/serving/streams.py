@@ -28,16 +28,24 @@ _FORBIDDEN: Final = ("/v2/repository",)
 _DROPPED: Final = frozenset(("content-length", "transfer-encoding", "connection", "host", "muster-deadline-ms"))
 
 
-class _Answer(Protocol):
+class AnswerLike(Protocol):
+    """A whole HTTP answer."""
+
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """HTTP status."""
+
     @property
-    def headers(self) -> dict[str, str]: ...
+    def headers(self) -> dict[str, str]:
+        """Names in lower case."""
+
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """The whole body."""
 
 
-Handle = Callable[[str, str, Mapping[str, str], bytes], Awaitable[_Answer]]
+Handle = Callable[[str, str, Mapping[str, str], bytes], Awaitable[AnswerLike]]
+"""Called with method, path with query, headers and body; cancelled when nobody waits for the answer any more."""
 
 
 class _Stream:

@@ -12,8 +12,8 @@ import base64
 import contextlib
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.typing import Subprotocol
 
 from agent.serving.refusal import RefusedError
-from agent.serving.streams import Streams
+from agent.serving.streams import Handle, Streams
 from agent.serving_protocol import TunnelRequest
 from wire.errors import WireError
 from wire.tunnel import MAX_FRAME, SUBPROTOCOL, Frame, Kind, ServedModel, Status, decode_frame, encode_frame
@@ -36,25 +36,6 @@ STEADY_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 2.0
 _WAITING_FRAMES: Final = 32
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-
-
-class AnswerLike(Protocol):
-    """A whole HTTP answer."""
-
-    @property
-    def status(self) -> int:
-        """HTTP status."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Names in lower case."""
-
-    @property
-    def body(self) -> bytes:
-        """The whole body."""
-
-
-Handle = Callable[[str, str, Mapping[str, str], bytes], Awaitable[AnswerLike]]
 
 
 class Tunnel:

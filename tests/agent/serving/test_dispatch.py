@@ -95,6 +95,7 @@ async def test_a_deadline_is_answered_in_time_while_the_engine_is_busy() -> None
     engine.gate.clear()
     async with running(engine) as dispatcher:
         running_, begun = submit(dispatcher, seconds=0.05), now()
+        await until(engine.entered.is_set)
         queued = submit(dispatcher, seconds=0.03)
         for job, due in ((queued, 0.03), (running_, 0.05)):
             with pytest.raises(RefusedError, match="no answer within") as caught:
@@ -111,7 +112,9 @@ async def test_a_request_nobody_waits_for_leaves_the_queue() -> None:
     engine = Engine()
     engine.gate.clear()
     async with running(engine) as dispatcher:
-        first, second = submit(dispatcher), submit(dispatcher)
+        first = submit(dispatcher)
+        await until(engine.entered.is_set)
+        second = submit(dispatcher)
         second.release()
         assert dispatcher.queued == 0
         third = submit(dispatcher)
@@ -154,6 +157,7 @@ async def test_outputs_that_do_not_count_rows_are_run_one_by_one() -> None:
     engine.gate.clear()
     async with running(engine) as dispatcher:
         submit(dispatcher)
+        await until(engine.entered.is_set)
         jobs = [submit(dispatcher, 3.0), submit(dispatcher, 4.0)]
         engine.gate.set()
         assert [(await job.future)["y"].tolist() for job in jobs] == [[6.0], [8.0]]
@@ -174,7 +178,9 @@ async def test_the_queue_is_bounded() -> None:
     engine = Engine()
     engine.gate.clear()
     async with running(engine, bounds=Bounds(requests=2)) as dispatcher:
-        jobs = [submit(dispatcher) for _ in range(3)]
+        jobs = [submit(dispatcher)]
+        await until(engine.entered.is_set)
+        jobs += [submit(dispatcher), submit(dispatcher)]
         with pytest.raises(RefusedError, match="at most 2 may") as caught:
             submit(dispatcher)
         assert caught.value.status == 429
@@ -203,6 +209,7 @@ async def test_close_refuses_what_waits() -> None:
     engine.gate.clear()
     async with running(engine) as dispatcher:
         submit(dispatcher)
+        await until(engine.entered.is_set)
         waiting = submit(dispatcher)
         threading.Timer(0.02, engine.gate.set).start()
         await dispatcher.close()
@@ -237,6 +244,13 @@ async def test_probes_are_counted_apart() -> None:
         assert dispatcher.recent.percentiles(now()).p50_ms is None
         await submit(dispatcher).future
         assert dispatcher.recent.percentiles(now()).p50_ms is not None
+
+
+async def test_what_arrives_together_runs_together_on_a_free_engine() -> None:
+    engine = Engine()
+    async with running(engine) as dispatcher:
+        await asyncio.gather(*(submit(dispatcher).future for _ in range(5)))
+        assert engine.rows == [5]
 
 
 async def test_idle_costs_nothing() -> None:
