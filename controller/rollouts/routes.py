@@ -243,6 +243,8 @@ def show_execution(execution: str, principal: Reader, db: Db) -> dict[str, Any]:
         events = store.events_of(connection, execution)
     told = [
         {
+            "stream": event.stream,  # of the device's outbox, or "controller"
+            "sequence": event.sequence,
             "at": event.at,
             "received": event.received,
             "state": event.state,
