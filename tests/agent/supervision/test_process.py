@@ -98,6 +98,7 @@ async def test_serving_outlives_a_killed_agent_and_is_adopted(
     while not line.startswith(b"pid "):
         line = await asyncio.wait_for(agent.stdout.readline(), 30)
     pid = int(line.split()[1])
+    assert os.getsid(pid) == pid  # a Ctrl-C at the agent's terminal does not reach it
     agent.kill()
     await agent.wait()
     states: list[ServingState] = []
