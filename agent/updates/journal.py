@@ -56,6 +56,7 @@ CREATE TABLE transitions (
     n INTEGER NOT NULL,
     component TEXT NOT NULL,
     generation INTEGER NOT NULL,
+    origin TEXT NOT NULL,
     state TEXT NOT NULL,
     at REAL NOT NULL,
     detail TEXT NOT NULL,
@@ -72,7 +73,7 @@ _EXECUTIONS: Final = (
     " FROM executions WHERE "
 )
 _TRANSITIONS: Final = (
-    "SELECT id, execution, n, component, generation, state, at, detail, fault, figures FROM transitions WHERE "
+    "SELECT id, execution, n, component, generation, origin, state, at, detail, fault, figures FROM transitions WHERE "
 )
 
 
@@ -110,6 +111,7 @@ class Transition:
     n: int
     component: str
     generation: int
+    origin: ExecutionState
     state: ExecutionState
     at: float
     detail: str
@@ -236,11 +238,12 @@ class Journal:
             )
             ended = state in TERMINAL or state in machine.BACK or state is ExecutionState.CLEANUP
             c.execute(
-                "INSERT INTO transitions (execution, n, component, generation, state, at, detail, fault, figures)"
+                "INSERT INTO transitions"
+                " (execution, n, component, generation, origin, state, at, detail, fault, figures)"
                 " SELECT ?, 1 + coalesce(max(n), (SELECT value FROM facts WHERE name = 'first_n'), 0),"
-                " ?, ?, ?, ?, ?, ?, ?"
+                " ?, ?, ?, ?, ?, ?, ?, ?"
                 " FROM transitions WHERE execution = ?",
-                (row.execution, row.component, row.generation, state.value, now, detail[:4096],
+                (row.execution, row.component, row.generation, row.state.value, state.value, now, detail[:4096],
                  _json(cause if ended else None), msgspec.json.encode(figures or {}).decode(), row.execution),
             )  # fmt: skip
             if bad is not None and row.item.build is not None:
@@ -372,10 +375,10 @@ class Journal:
         try:
             return [
                 Transition(
-                    row_id, execution, n, component, generation, ExecutionState(state), at, detail, _fault(fault),
-                    msgspec.json.decode(figures, type=dict[str, float]),
+                    row_id, execution, n, component, generation, ExecutionState(origin), ExecutionState(state), at,
+                    detail, _fault(fault), msgspec.json.decode(figures, type=dict[str, float]),
                 )
-                for row_id, execution, n, component, generation, state, at, detail, fault, figures in rows
+                for row_id, execution, n, component, generation, origin, state, at, detail, fault, figures in rows
             ]  # fmt: skip
         except (ValueError, TypeError, msgspec.MsgspecError) as error:
             raise DeviceError(f"{self._path}: a transition cannot be read: {error}", "database_broken") from error

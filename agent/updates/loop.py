@@ -33,7 +33,6 @@ S = ExecutionState
 Report = Callable[[dict[str, Any], str], None]
 
 JOURNAL_NAME: Final = "updates.db"
-ORIGIN: Final = "agent"
 STOP_SECONDS: Final = 5.0  # how long a state's work may take to stop
 SPEND_SECONDS: Final = 60.0  # between two notes of how long a state has taken
 _BACK_SECONDS: Final = 60.0
@@ -349,7 +348,7 @@ class Updates:
                                 "execution": transition.execution,
                                 "component": transition.component,
                                 "generation": transition.generation,
-                                "origin": ORIGIN,
+                                "origin": transition.origin.value,
                                 "state": transition.state.value,
                                 "detail": transition.detail,
                                 "fault": transition.fault,

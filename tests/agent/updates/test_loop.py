@@ -29,6 +29,8 @@ async def test_a_first_build_goes_all_the_way(device: Any, controller: Any, serv
         updates.offer(controller.assignment(1, controller.item(build, 1)))
         assert await device.ended("x-digits-1") == "SUCCEEDED"
         assert controller.states("x-digits-1") == HAPPY
+        origins = [controller.reports[f"x-digits-1/{n}"]["origin"] for n in range(1, len(HAPPY) + 1)]
+        assert origins == ["IDLE", *HAPPY[:-1]]  # each report begins where the one before it ended (wire 4.7)
         assert serving.active == {"digits": build}
         assert device.slots.committed("model:digits") == device.slots.current("model:digits") == build
         assert updates.position == (1, 1)
