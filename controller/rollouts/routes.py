@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
+from starlette.requests import HTTPConnection
 
 from controller.audit.store import record
 from controller.builds import store as builds_store
@@ -37,9 +38,20 @@ Db = Annotated[Database, Depends(database)]
 ReleaseReader = Annotated[Principal, Depends(permit("releases.read"))]
 Reader = Annotated[Principal, Depends(permit("rollouts.read"))]
 Writer = Annotated[Principal, Depends(permit("rollouts.write"))]
-_reader = FleetReader()
-
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+def fleet_reader(connection: HTTPConnection) -> FleetReader:
+    """Return the application's reader of fleets, made at its first use."""
+    state = connection.app.state
+    if not hasattr(state, "fleet_reader"):
+        state.fleet_reader = FleetReader()
+    found = state.fleet_reader
+    assert isinstance(found, FleetReader)
+    return found
+
+
+Reading = Annotated[FleetReader, Depends(fleet_reader)]
 
 
 class ReleaseRequest(BaseModel):
@@ -105,7 +117,7 @@ def list_releases(principal: ReleaseReader, db: Db) -> dict[str, Any]:
 
 
 @router.post("/rollouts", status_code=201)
-def create_rollout(request: RolloutRequest, principal: Writer, db: Db) -> dict[str, Any]:
+def create_rollout(request: RolloutRequest, principal: Writer, db: Db, reader: Reading) -> dict[str, Any]:
     """Begin a rollout, or with ``dry_run`` say who would get what, in which stage, and who not and why."""
     policy, selector = parse_policy(request.policy), parse_selector(request.selector)
     now, rollout = time.time(), new_id("r")
@@ -126,7 +138,7 @@ def create_rollout(request: RolloutRequest, principal: Writer, db: Db) -> dict[s
                 stages=(),
                 executions=(),
             )
-            fleet = fleet_of(connection, _reader, principal.tenant, [draft], now)
+            fleet = fleet_of(connection, reader, principal.tenant, [draft], now)
             return {"dry_run": True, "release": release.id} | dry_run(draft, fleet, now)
     with db.begin() as connection:
         store.add_rollout(
@@ -160,7 +172,7 @@ def list_rollouts(principal: Reader, db: Db) -> dict[str, Any]:
 
 
 @router.get("/rollouts/{rollout}")
-def show_rollout(rollout: str, principal: Reader, db: Db) -> dict[str, Any]:
+def show_rollout(rollout: str, principal: Reader, db: Db, reader: Reading) -> dict[str, Any]:
     """Return one rollout with its stages, how its gate stands now, and why."""
     now = time.time()
     with db.read() as connection:
@@ -170,7 +182,7 @@ def show_rollout(rollout: str, principal: Reader, db: Db) -> dict[str, Any]:
         gate: dict[str, Any] | None = None
         if view.stages and view.state not in CONCLUDED:
             others = [other for other in open_rollouts(connection) if other.tenant == principal.tenant]
-            fleet = fleet_of(connection, _reader, principal.tenant, [view, *others], now)
+            fleet = fleet_of(connection, reader, principal.tenant, [view, *others], now)
             gate = gate_now(view, with_claims(fleet, view, others), now)
     stages = [
         {

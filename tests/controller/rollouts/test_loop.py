@@ -11,6 +11,7 @@ from sqlalchemy import event, select
 from controller.database import tables
 from controller.rollouts import desired_store, loop, store
 from controller.rollouts.model import Wanted
+from controller.rollouts.steps import Assign
 from wire.messages import ExecutionReport
 
 CANARY = {"stages": [{"count": 1}, "rest"]}
@@ -368,6 +369,7 @@ async def test_a_device_that_ran_it_before_keeps_it_when_the_rollout_goes_back(s
     await site.settle()
     assert site.state(again) == "ROLLED_BACK"
     assert (site.item(old).build, site.item(new).build) == (build, None)
+    assert f"{old} back" not in site.states(again), "nothing was brought, so nothing is taken back"
 
 
 async def test_what_is_in_place_keeps_its_generation(site: Any) -> None:
@@ -434,7 +436,7 @@ async def test_an_order_that_comes_between_reading_and_doing_wins(site: Any, mon
 
     def advance(seen: Any, fleet: Any, now: float) -> Any:
         steps = sound(seen, fleet, now)
-        if seen.state == "RUNNING" and seen.wanted is Wanted.RUN:
+        if any(isinstance(step, Assign) for step in steps):
             site.want(rollout, Wanted.PAUSE)
         return steps
 

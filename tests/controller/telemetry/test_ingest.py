@@ -135,6 +135,7 @@ async def test_a_gap_is_neither_stored_nor_acknowledged(ingest: Ingest, database
     await ingest.store([(ONE, report(1)), (ONE, report(3))])
     assert effects(database) == [(ONE, 1)]
     assert far.acks == [(ONE, "stream-1", 1)]
+    assert ingest.counts == {"stored": 1, "gap": 1}
     await ingest.store([(ONE, report(2)), (ONE, report(3))])
     assert [sequence for _, sequence in effects(database)] == [1, 2, 3]
 
