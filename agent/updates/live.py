@@ -206,6 +206,9 @@ class Live:
                     return Result()
             else:
                 reason = f"{active.build if active else 'nothing'} is active instead of {good or 'nothing'}"
+                if good is not None:  # serving restarted meanwhile
+                    await self._ensure(row.component, good)
+                    continue
             await asyncio.sleep(self._tick)
         raise Stop("rollback_unverified", f"the build before does not answer as it should: {reason}")
 

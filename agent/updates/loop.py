@@ -323,7 +323,7 @@ class Updates:
                     if now is not None and stoppable:
                         raise Stop(now.value.lower(), _WISHES[now], event=Event(now.value))
                 elif limit is not None and time.monotonic() - begun < limit:
-                    self._journal.spend(row, time.monotonic() - begun)
+                    self._note_spent(row, time.monotonic() - begun)
         finally:
             if not work.done():
                 work.cancel()
@@ -332,6 +332,12 @@ class Updates:
                     self._log.error("an update's work does not stop", execution=row.execution, state=row.state.value)
             if work.done() and not work.cancelled():
                 work.exception()
+
+    def _note_spent(self, row: Execution, seconds: float) -> None:
+        try:
+            self._journal.spend(row, seconds)
+        except DeviceError as error:  # no reason to stop the work itself
+            self._log.warning("cannot note how long a state has taken", execution=row.execution, reason=str(error))
 
     # Beside the components
 

@@ -1,6 +1,6 @@
 """What follows what in the life of an execution: the tables NEXT, RESUME and OUTCOME, and how they are read.
 
-Invariant: COMMITTING is reached from PROBATION alone, SUCCEEDED from CLEANUP alone, and whatever goes wrong between
+Invariant: COMMITTING is entered from PROBATION alone, SUCCEEDED from CLEANUP alone, and whatever goes wrong between
 INSTALLING and PROBATION passes through ROLLING_BACK. Does nothing itself: `loop.py` walks the tables, `journal.py`
 writes each step down before `effects.py` does it.
 

@@ -383,6 +383,24 @@ async def test_over_tls_a_silent_server_is_left_within_a_second(store: Store, tm
     server.close()
 
 
+async def test_a_handshake_that_never_ends_is_left_within_a_second(store: Store, tmp_path: Path) -> None:
+    ca, _ = certificate(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        fetcher = Fetcher(store, f"https://127.0.0.1:{mute.getsockname()[1]}", ca, lambda: "token")
+        task = asyncio.create_task(fetcher.fetch(SHA256, len(BODY)))
+        connection = await asyncio.to_thread(lambda: mute.accept()[0])
+        assert await asyncio.to_thread(connection.recv, 1)  # its hello
+        begun = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(5):
+            while any(thread.name.startswith("fetch-") for thread in threading.enumerate()):
+                await asyncio.sleep(0.005)
+        assert time.monotonic() - begun < 1.0
+        connection.close()
+
+
 @pytest.mark.parametrize("url", ["http://192.0.2.1:7070", "ftp://127.0.0.1", "https://", "https://h:x", "nonsense"])
 def test_an_address_that_is_none_is_refused(store: Store, url: str) -> None:
     with pytest.raises(DeviceError) as caught:

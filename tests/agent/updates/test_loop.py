@@ -433,3 +433,83 @@ async def test_an_unforeseen_error_fails_one_execution_and_not_the_loop(
         assert controller.reports["x-digits-2/8"]["fault"].code == "internal"
         updates.offer(controller.assignment(3, controller.item(two, 3)))
         assert await device.ended("x-digits-3") == "SUCCEEDED"
+
+
+async def run_until(device: Any, condition: Any) -> None:
+    """Let the agent run until ``condition`` holds, then end it."""
+    async with device.running():
+        await device.until(condition)
+
+
+async def test_an_agent_that_dies_in_every_trial_gives_the_build_up(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.hang = f"trial {two}"
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+    restarts = 0
+    while "FAILED" not in controller.states("x-digits-2"):
+        restarts += 1
+        assert restarts < 30
+        count = len(serving.calls)
+        await run_until(
+            device,
+            lambda count=count: serving.hang in serving.calls[count:] or "FAILED" in controller.states("x-digits-2"),
+        )
+    assert restarts > 10
+    assert serving.active == {"digits": one}
+    fault = controller.reports[[key for key in controller.reports if key.startswith("x-digits-2/")][-1]]["fault"]
+    assert fault.code == "looped"
+
+
+async def test_restarts_during_a_download_do_not_count_against_it(device: Any, controller: Any) -> None:
+    one = controller.publish(1)
+    controller.gate = threading.Event()
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1)))
+    for _ in range(40):
+        count = len(controller.requests)
+        await run_until(device, lambda count=count: len(controller.requests) > count)
+    controller.gate.set()
+    async with device.running():
+        assert await device.ended("x-digits-1") == "SUCCEEDED"
+
+
+async def test_a_deadline_outlives_restarts(device: Any, controller: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SPEND_SECONDS", 0.02)
+    one = controller.publish(1)
+    controller.gate = threading.Event()
+    policy = Policy(download_deadline=0.5)
+    begun = time.monotonic()
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1, policy=policy)))
+    while "TIMED_OUT" not in controller.states("x-digits-1"):
+        assert time.monotonic() - begun < 5
+        end = time.monotonic() + 0.2
+        await run_until(
+            device, lambda end=end: time.monotonic() > end or "TIMED_OUT" in controller.states("x-digits-1")
+        )
+    assert time.monotonic() - begun >= 0.5
+    assert controller.reports["x-digits-1/2"]["fault"].code == "deadline"
+    controller.gate.set()
+
+
+async def test_serving_that_restarts_during_a_rollback_is_told_the_known_good_build(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.bad[two] = "probe"
+    probe = serving.probe
+
+    async def probe_once(model: str, build: str) -> Any:
+        if build == one:  # the first look after the way back finds it dead
+            serving.probe = probe
+            serving.restart()
+        return await probe(model, build)
+
+    monkeypatch.setattr(serving, "probe", probe_once)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        assert await device.ended("x-digits-2") == "FAILED"
+    assert serving.active == {"digits": one}

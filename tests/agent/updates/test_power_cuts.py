@@ -224,7 +224,8 @@ async def test_one_cut_at_each_point_of_an_update(world: World, kind: str) -> No
     for point in trace:
         if kind == "remove" and not world.has_known_good:
             await world.update("good", iter(()))
-        await world.update(kind, iter((point,)))
+        ended = await world.update(kind, iter((point,)))
+        assert ended == ("FAILED" if kind == "probe" else "SUCCEEDED"), f"one cut at {point} changed how it ended"
     missed = {name for name, _ in trace} - set(world.power.cuts)
     assert missed <= {"blobs.mkdir:before", "blobs.mkdir:after"}  # whether there is one depends on the hashes
     if kind == "good":
