@@ -94,7 +94,7 @@ async def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     optimization = Optimization(options.optimization)
-    console = Console(width=150)
+    console = Console(width=170)
     results: dict[str, Any] = {
         "machine": benchmark.this_machine(),
         "python": platform.python_version(),
@@ -145,7 +145,7 @@ def shown(title: str, rows: list[dict[str, Any]]) -> Table:
         "MiB over bare",
         "accepted",
     ):
-        table.add_column(column, justify="left" if column == "build" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "build" else "right", no_wrap=column != "accuracy (95 %)")
     for row in rows:
         low, high = row["accuracy_interval"]
         of_build = (

@@ -123,6 +123,14 @@ async def served(site: Site, tmp_path: Path) -> AsyncIterator[Served]:
     await running
 
 
+@pytest.fixture
+def stranger_ca(tmp_path: Path) -> Path:
+    """A CA file that vouches for nobody here."""
+    directory = tmp_path / "stranger"
+    directory.mkdir()
+    return _certificate(directory)[0]
+
+
 def _certificate(directory: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])

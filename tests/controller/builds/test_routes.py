@@ -358,3 +358,11 @@ async def test_a_builder_of_another_tenant_gets_nothing(site: Site) -> None:
     with site.database.begin() as connection:
         assert store.lease(connection, "other", time.time(), 60) is None
         assert store.lease(connection, "acme", time.time(), 60) is not None
+
+
+async def test_a_job_without_attempts_left_is_not_given_out_even_before_it_is_failed(site: Site) -> None:
+    async with site.client() as client:
+        await version(site, client)
+    with site.database.begin() as connection:
+        connection.execute(build_jobs.update().values(state="running", attempt=3, lease_until=time.time() - 1))
+        assert store.lease(connection, "acme", time.time(), 60) is None

@@ -89,6 +89,14 @@ def external(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../../etc/passwd")
 
 
+def external_by_location_only(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+
+
+def external_by_entry_only(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].external_data.add(key="location", value="../secret")
+
+
 def external_in_attribute(model: onnx.ModelProto) -> None:
     constant = numpy_helper.from_array(np.zeros((4, 3), np.float32), "c")
     constant.ClearField("raw_data")
@@ -142,6 +150,8 @@ def many_nodes(model: onnx.ModelProto) -> None:
 
 HOSTILE: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (external, "in another file"),
+    (external_by_location_only, "in another file"),
+    (external_by_entry_only, "in another file"),
     (external_in_attribute, "in another file"),
     (external_in_branch, "in another file"),
     (foreign, "com.evil"),
