@@ -11,24 +11,17 @@ main() {
         case "$1" in
         --local) local_run=yes ;;
         --once) once=yes ;;
-        --devices) devices=${2:?--devices needs a number}; shift ;;
+        --devices) devices=${2:-}; [ $# -lt 2 ] || shift ;;
         --devices=*) devices=${1#*=} ;;
-        --data) data=${2:?--data needs a directory}; shift ;;
+        --data) data=${2:-}; [ $# -lt 2 ] || shift; [ -n "$data" ] || mistyped "--data needs a directory" ;;
         --data=*) data=${1#*=} ;;
         -h | --help) usage; exit 0 ;;
-        *) echo "deploy_edge.sh: unknown argument: $1" >&2; usage >&2; exit 2 ;;
+        *) mistyped "unknown argument: $1" ;;
         esac
         shift
     done
-    if [ -z "$local_run" ]; then
-        echo "deploy_edge.sh: say --local" >&2
-        usage >&2
-        exit 2
-    fi
-    if ! [[ $devices =~ ^[1-9][0-9]?$ ]]; then
-        echo "deploy_edge.sh: --devices takes a number from 1 to 99, not '$devices'" >&2
-        exit 2
-    fi
+    [ -n "$local_run" ] || mistyped "say --local"
+    [[ $devices =~ ^[1-9][0-9]?$ ]] || mistyped "--devices takes a number from 1 to 99, not '$devices'"
 
     mkdir -p "$data" || { echo "deploy_edge.sh: cannot write to $data; choose another place with --data" >&2; exit 1; }
     data=$(cd "$data" && pwd)
@@ -40,6 +33,12 @@ main() {
     [ -z "$once" ] || arguments+=(--once)
     cd /
     MUSTER_MOSQUITTO=$mosquitto exec "$environment/bin/muster" "${arguments[@]}"
+}
+
+mistyped() {
+    printf 'deploy_edge.sh: %s\n\n' "$1" >&2
+    usage >&2
+    exit 2
 }
 
 usage() {

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import structlog
 import uvicorn
 
-from controller.errors import ConflictError, InvalidError
+from controller.errors import InvalidError
+from controller.listening import Server, listen
 from controller.routing.fleet_view import FleetView
 from controller.routing.forward import Forwarder
 from controller.routing.front import Gateway
@@ -32,26 +31,9 @@ BODIES_HELD: Final = 8  # … or room for so many of the largest, where that is 
 DRAIN_SECONDS: Final = 10.0
 PING_SECONDS: Final = 1.0
 PONG_SECONDS: Final = 2.0
-DEAD_PEER_SECONDS: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
 _KEEP_ALIVE: Final = 75
 
 log = structlog.get_logger()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, without its signal handlers: who starts the role owns the signals. ``listening``: set once it does."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def run_gateway(
@@ -70,7 +52,7 @@ async def run_gateway(
     certificate, key: PEM files; without them the gateway speaks plain HTTP (tests and measurements).
     Raises ConflictError (code "port_taken") or InvalidError (code "bad_address", "bad_certificate").
     """
-    listener = listen(host, port)
+    listener = listen(host, port, "MUSTER_GATEWAY_PORT")
     try:
         budget = Budget(max(MAX_HELD, BODIES_HELD * max_body_bytes))
         metrics = Metrics(lambda: budget.used)
@@ -78,7 +60,7 @@ async def run_gateway(
         hub = Hub(view, budget, metrics, max_answer=max_body_bytes)
         forwarder = Forwarder(view, hub, metrics, random.Random())
         gateway = Gateway(view, hub, forwarder, metrics, budget, max_body_bytes)
-        server = _Server(_config(gateway, certificate, key))
+        server = Server(_config(gateway, certificate, key))
     except BaseException:
         listener.close()
         raise
@@ -107,30 +89,6 @@ async def run_gateway(
         if isinstance(result, Exception):
             raise result
     log.info("gateway stopped")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on ``host`` and ``port``. Raises ConflictError or InvalidError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InvalidError(f"{host!r} is no address to listen on: {error}", "bad_address") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # inherited by every connection: a device without power would else hold its socket for a quarter of an hour
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_SECONDS * 1000)
-        listener.bind(address)
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise ConflictError(
-            f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it, or choose another with "
-            "MUSTER_GATEWAY_PORT (0 for any)",
-            "port_taken",
-        ) from error
-    return listener
 
 
 def _config(gateway: Gateway, certificate: Path | None, key: Path | None) -> uvicorn.Config:

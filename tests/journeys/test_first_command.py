@@ -91,6 +91,8 @@ def test_the_first_command_twice_in_a_clean_home(home: Path) -> None:
         ([], "--local"),
         (["--local", "--devices", "none"], "'none'"),
         (["--local", "--devices", "0"], "'0'"),
+        (["--local", "--devices"], "--devices"),
+        (["--local", "--data"], "--data"),
         (["--lokal"], "--lokal"),
     ],
 )
