@@ -11,9 +11,9 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from controller.rollouts import store
+from controller.rollouts.candidates import claims
 from controller.rollouts.fleet_store import FleetReader
 from controller.rollouts.model import CONCLUDED, Fleet, Rollout, Wanted
-from controller.rollouts.plan import claims
 
 
 def open_rollouts(connection: Connection) -> list[Rollout]:

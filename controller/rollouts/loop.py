@@ -22,7 +22,7 @@ from controller.rollouts.assign import RENEW_BEFORE, reissue
 from controller.rollouts.effects import carry_out
 from controller.rollouts.fleet_store import FleetReader
 from controller.rollouts.look import fleet_of, open_rollouts, with_claims, with_executions
-from controller.rollouts.model import Fleet, Rollout
+from controller.rollouts.model import CONCLUDED, Fleet, Rollout, Wanted
 from controller.rollouts.plan import advance
 from controller.rollouts.steps import Assign, Step, Withdraw
 from wire.envelope import PrivateKey
@@ -40,16 +40,27 @@ log = structlog.get_logger()
 
 
 class RolloutLoop:
-    """Drives all rollouts of all tenants. ``publish``: sends bytes to a device, retained where the channel says so."""
+    """Drives all rollouts of all tenants.
+
+    publish: sends bytes to a device, retained where the channel says so. tend_seconds: how often devices are looked
+    for that came after a rollout had succeeded.
+    """
 
     def __init__(
-        self, database: Database, key: PrivateKey, publish: Publish, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        key: PrivateKey,
+        publish: Publish,
+        clock: Callable[[], float] = time.time,
+        tend_seconds: float = 5.0,
     ) -> None:
         self._database = database
         self._key = key
         self._publish = publish
         self._clock = clock
         self._reader = FleetReader()
+        self._tend_seconds = tend_seconds
+        self._tended = -tend_seconds
         self._troubled: dict[str, str] = {}
         self._renewed = 0.0
         self._wake = asyncio.Event()
@@ -97,8 +108,13 @@ class RolloutLoop:
             self._renew(self._clock())
         with self._database.read() as connection:
             found = open_rollouts(connection)
+        tending = time.monotonic() - self._tended >= self._tend_seconds
         for tenant in dict.fromkeys(rollout.tenant for rollout in found):
-            self._plan_tenant(tenant, [rollout for rollout in found if rollout.tenant == tenant])
+            of_tenant = [rollout for rollout in found if rollout.tenant == tenant]
+            if tending or any(_under_way(rollout) for rollout in of_tenant):
+                self._plan_tenant(tenant, of_tenant)
+        if tending:
+            self._tended = time.monotonic()
 
     def _plan_tenant(self, tenant: str, rollouts: Sequence[Rollout]) -> None:
         fleet: Fleet | None = None
@@ -175,6 +191,10 @@ class RolloutLoop:
     def _mark_sent(self, sent: Sequence[tuple[str, int]]) -> None:
         with self._database.begin() as connection:
             desired_store.mark_published(connection, sent, self._clock())
+
+
+def _under_way(rollout: Rollout) -> bool:
+    return rollout.state not in CONCLUDED or rollout.wanted is Wanted.ROLLBACK
 
 
 def new_id(prefix: str) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from controller.rollouts.candidates import Fit, Unfit, candidates, in_order, stage_size
 from controller.rollouts.gate import Seen
 from controller.rollouts.model import Fleet, Rollout
-from controller.rollouts.plan import Fit, Unfit, candidates, in_order, look, stage_size
+from controller.rollouts.plan import look
 
 MAX_SHOWN: Final = 1000  # devices in one answer
 

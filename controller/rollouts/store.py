@@ -252,9 +252,13 @@ def end_executions(
 
 
 _FIND = select(
-    executions.c.device, executions.c.component, executions.c.generation, executions.c.state, executions.c.figures
+    executions.c.device,
+    executions.c.component,
+    executions.c.generation,
+    executions.c.state,
+    executions.c.figures,
+    select(func.count()).where(execution_events.c.execution == executions.c.id).scalar_subquery().label("events"),
 ).where(executions.c.id == bindparam("b_id"))
-_COUNT = select(func.count()).where(execution_events.c.execution == bindparam("b_id"))
 _EVENT = upsert(execution_events).on_conflict_do_nothing()
 _MOVE = (
     update(executions)
@@ -279,7 +283,7 @@ def record_report(connection: Connection, device: str, report: ExecutionReport, 
     if row is None or (row.device, row.component, row.generation) != (device, report.component, report.generation):
         return Recorded.FOREIGN
     fault = msgspec.to_builtins(report.fault) if report.fault is not None else None
-    if connection.execute(_COUNT, {"b_id": report.execution}).scalar_one() < MAX_EVENTS:
+    if row.events < MAX_EVENTS:
         event = {
             "execution": report.execution,
             "stream": report.stream,

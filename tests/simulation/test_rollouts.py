@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from controller.rollouts.candidates import claims, stage_size
 from controller.rollouts.effects import next_stages
 from controller.rollouts.model import (
     CONCLUDED,
@@ -32,7 +33,7 @@ from controller.rollouts.model import (
     Standing,
     Wanted,
 )
-from controller.rollouts.plan import advance, claims, stage_size
+from controller.rollouts.plan import advance
 from controller.rollouts.policy import parse_policy, parse_selector
 from controller.rollouts.steps import Assign, Conclude, FinishStage, Move, StartStage, Withdraw
 from wire.execution import FAILURES, TERMINAL, ExecutionState

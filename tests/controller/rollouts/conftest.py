@@ -44,7 +44,7 @@ class Site:
     sequences: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
-        self.loop = RolloutLoop(self.database, self.key, self.publish, lambda: self.clock)
+        self.loop = RolloutLoop(self.database, self.key, self.publish, lambda: self.clock, tend_seconds=0.0)
 
     async def publish(self, channel: Channel, device: str, payload: bytes) -> None:
         from controller.errors import UnavailableError

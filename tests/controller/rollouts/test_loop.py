@@ -472,3 +472,27 @@ async def test_a_large_fleet_in_a_few_statements(site: Any) -> None:
     await asyncio.to_thread(site.loop._plan_all)
     assert len(site.states(rollout)) == 100
     assert statements < 100, "reads and writes are batched, whatever the number of devices"
+
+
+async def test_a_quiet_fleet_costs_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.settle()
+    patient = loop.RolloutLoop(site.database, site.key, site.publish, lambda: site.clock, tend_seconds=3600.0)
+    await patient.turn()
+    looked = 0
+    sound = loop.advance
+
+    def advance(*args: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return sound(*args)
+
+    monkeypatch.setattr(loop, "advance", advance)
+    await patient.turn()
+    assert looked == 0, "nothing is under way and newcomers were looked for a moment ago"
+    rollout = site.roll_out(1)
+    await patient.turn()
+    assert looked > 0
+    assert site.state(rollout) == "SUCCEEDED"
