@@ -206,16 +206,18 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data", type=Path, metavar="DIR", help="where identity, builds and state live")
     common.add_argument("--settings", type=Path, metavar="FILE", help="settings in TOML")
-    parser = argparse.ArgumentParser(prog="muster-agent", description="Run models on this device, for a fleet.")
+    parser = argparse.ArgumentParser(
+        prog="muster-agent", description="Run models on this device, for a fleet.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", parents=[common], help="run the agent")
+    run = commands.add_parser("run", parents=[common], allow_abbrev=False, help="run the agent")
     run.add_argument("--controller", metavar="URL", help="enrol first when this device has not joined a fleet")
     run.add_argument("--token-file", metavar="FILE", help='file with the join token, "-" for standard input')
     run.add_argument("--name", help="the device's name in the fleet (this machine's)")
     run.set_defaults(function=_run)
 
-    enrol = commands.add_parser("enrol", parents=[common], help="join a fleet with a join token")
+    enrol = commands.add_parser("enrol", parents=[common], allow_abbrev=False, help="join a fleet with a join token")
     enrol.add_argument("--controller", metavar="URL", required=True, help="https://HOST:7070")
     enrol.add_argument(
         "--token-file", metavar="FILE", required=True, help='file with the join token, "-" for standard input'
@@ -223,16 +225,20 @@ def _parser() -> argparse.ArgumentParser:
     enrol.add_argument("--name", help="the device's name in the fleet (this machine's)")
     enrol.set_defaults(function=_enrol)
 
-    profile = commands.add_parser("profile", parents=[common], help="what this machine is, and why")
+    profile = commands.add_parser("profile", parents=[common], allow_abbrev=False, help="what this machine is, and why")
     profile.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="look at a copy of a machine")
     profile.add_argument("--json", action="store_true", help="for programs")
     profile.set_defaults(function=_profile)
 
-    status = commands.add_parser("status", parents=[common], help="what the agent on this machine does")
+    status = commands.add_parser(
+        "status", parents=[common], allow_abbrev=False, help="what the agent on this machine does"
+    )
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(function=_status)
 
-    serve = commands.add_parser("serve", parents=[common], help="serve models from a directory, without a fleet")
+    serve = commands.add_parser(
+        "serve", parents=[common], allow_abbrev=False, help="serve models from a directory, without a fleet"
+    )
     serve.add_argument("--models", type=Path, required=True, metavar="DIR", help="NAME/VERSION/model.onnx")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any free one (8000)")

@@ -177,7 +177,7 @@ class Agent:
             self._updates = Updates.open(
                 data,
                 store=store,
-                fetcher=Fetcher(store, identity.api_url, identity.ca_file, self._credentials.session_token),
+                fetcher=self._fetcher(store),
                 trust=self._trust,
                 serving=self._serving.client,
                 trial=run_trial,
@@ -199,6 +199,16 @@ class Agent:
                     await self._serving.stop()
             finally:
                 await _cancel(tasks)
+
+    def _fetcher(self, store: Store) -> Fetcher:
+        credentials, identity = self._credentials, self._identity
+        return Fetcher(
+            store,
+            identity.api_url,
+            identity.ca_file,
+            credentials.session_token,
+            forget=credentials.forget_session,
+        )
 
     def _parts(self, description: dict[str, Any]) -> dict[str, Coroutine[Any, Any, None]]:
         facts = description["facts"]
