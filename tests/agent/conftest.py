@@ -1,5 +1,5 @@
-"""The far side: a small certificate authority, a real mosquitto as the contract wants it (wire 3), and a controller that
-admits devices over real HTTPS (wire 8)."""
+"""The far side: a small certificate authority, a real mosquitto as the contract wants it (wire 3), and a controller
+that admits devices over real HTTPS (wire 8)."""
 
 from __future__ import annotations
 
