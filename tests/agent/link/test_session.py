@@ -232,8 +232,11 @@ async def test_a_killed_agent_sends_what_was_not_acknowledged(
     controller.acknowledges = False
     for number in range(100):
         outbox.put(ExecutionReport, REPORT | {"detail": str(number)}, str(number))
-    async with running(make(broker, outbox, device_id).run()):
-        await until(lambda: len(controller.stored) == 64)  # no more than the window without an acknowledgement
+    async with running(make(broker, outbox, device_id, heartbeat_every=0.02).run()):
+        await until(lambda: len(controller.stored) >= 64)
+        beats = len(controller.of("heartbeat"))
+        await until(lambda: len(controller.of("heartbeat")) > beats + 5)
+        assert len(controller.stored) == 64  # no more than the window without an acknowledgement
     assert outbox.pending() == 100
     controller.acknowledges = True
     again = Outbox(tmp_path / "outbox.db")  # the first object is left as a killed process leaves it
@@ -263,6 +266,18 @@ async def test_a_silent_controller_hears_it_again(
     assert [m["sequence"] for m in controller.stored] == [1, 2]
 
 
+async def test_what_the_controller_sent_meanwhile_waits_at_the_broker(
+    broker: Any, controller: Controller, outbox: Outbox, device_id: str
+) -> None:
+    controller.acknowledges = False
+    outbox.put(ExecutionReport, REPORT, "a")
+    async with running(make(broker, outbox, device_id).run()):
+        await until(lambda: controller.stored)
+    await controller.acknowledge(device_id, outbox.stream, 1)
+    async with running(make(broker, outbox, device_id).run()):
+        await until(lambda: outbox.pending() == 0)
+
+
 async def test_a_controller_restored_from_a_backup_gets_the_rest(
     broker: Any, controller: Controller, outbox: Outbox, device_id: str
 ) -> None:
@@ -281,7 +296,7 @@ async def test_an_outbox_that_went_back_goes_on_under_a_new_stream(
 ) -> None:
     controller.stream, controller.position = outbox.stream, 90
     outbox.put(ExecutionReport, REPORT | {"detail": "new"}, "a")
-    async with running(make(broker, outbox, device_id).run()):
+    async with running(make(broker, outbox, device_id, resend_after=60.0).run()):
         await until(lambda: outbox.pending() == 0)
     assert [m["detail"] for m in controller.stored] == ["new"]
 
