@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +45,7 @@ from agent.updates.precheck import Capabilities
 from wire import topics
 from wire.assignment import Refused, judge
 from wire.messages import ExecutionReport, Facts, Reported
+from wire.version import __version__
 
 LOCK_NAME: Final = "agent.lock"
 STATUS_NAME: Final = "status.json"
@@ -67,14 +67,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     controller: str
     link: str
     reported: Reported
-
-
-def version() -> str:
-    """Return this program's version."""
-    try:
-        return metadata.version("muster")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 @contextmanager
@@ -230,7 +222,7 @@ class Agent:
             self._outbox,
             {topics.DESIRED: self._take_desired},
             boot=facts.get("boot_id") or "unknown",
-            agent_version=version(),
+            agent_version=__version__,
             rng=self._rng,
             on_change=self._link_changed,
         )
@@ -399,7 +391,7 @@ def _facts_message(description: dict[str, Any]) -> Facts:
         evidence=[line[:4096] for line in description["evidence"][:64]],
         facts=facts,
         runtimes=description["runtimes"][:32],
-        agent_version=version(),
+        agent_version=__version__,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -25,6 +24,7 @@ from agent.serving.models import Loaded, Models
 from agent.serving.page import HEADERS, page
 from agent.serving.refusal import RefusedError
 from agent.serving.runtimes import TensorSpec
+from wire.version import __version__
 
 
 class Server:
@@ -35,7 +35,7 @@ class Server:
         self.inference = Inference(models)
         self._metrics = Metrics(self._figures)
         self._started = time.monotonic()
-        self._version = metadata.version("muster")
+        self._version = __version__
         model = "/v2/models/{model}"
         version = model + "/versions/{version}"
         self._framework = Starlette(

@@ -13,7 +13,6 @@ import itertools
 import re
 import secrets
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import msgspec
@@ -36,6 +35,7 @@ from controller.routing.metrics import CONTENT_TYPE, Metrics
 from controller.routing.request import GoneError, Head, Target, parse_target, read_body, read_head, request_id_of
 from controller.routing.tunnels import Budget
 from controller.tenants.access import Denied, Principal, allowed
+from wire.version import __version__
 
 PIECE: Final = 256 * 1024  # bytes of an answer handed to the socket at once
 SEND_SECONDS: Final = 60.0  # for a client to take its answer
@@ -106,7 +106,7 @@ class Gateway:
             _require(principal, "metrics.read")
             return await _send(send, 200, [(b"content-type", CONTENT_TYPE)], self._metrics.page(principal.tenant))
         answers: dict[str, tuple[int, dict[str, object]]] = {
-            "/v2": (200, {"name": "muster-gateway", "version": _version(), "extensions": []}),
+            "/v2": (200, {"name": "muster-gateway", "version": __version__, "extensions": []}),
             "/healthz": (200, {"live": True, "tunnels": len(self._hub)}),
             "/v2/health/live": (200, {"live": True}),
             "/v2/health/ready": (200 if self._ready else 503, {"ready": self._ready}),
@@ -264,10 +264,3 @@ async def _send_answer(send: Send, result: Delivered, request_id: str) -> None:
     finally:
         stream.release()
     return None
-
-
-def _version() -> str:
-    try:
-        return version("muster")
-    except PackageNotFoundError:
-        return "unknown"
