@@ -94,6 +94,7 @@ def _profile(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _status(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Tell what runs here: "stopped", "starting", "down" (serving is), "offline" (serves without a link) or "ready"."""
     status = asyncio.run(_collect_status(settings))
     running: bool = status["running"]
     if arguments.json:
@@ -109,11 +110,13 @@ async def _collect_status(settings: Settings) -> dict[str, Any]:
 
     from agent import app
     from agent.identity.enrol import load_identity
+    from agent.instance import is_running
     from agent.serving_protocol import SOCKET_NAME
     from agent.supervision.client import ServingClient
 
     data = settings.data_directory
-    found: dict[str, Any] = {"data": str(data), "running": app.is_running(data), "device": None, "problem": None}
+    found: dict[str, Any] = {"data": str(data), "running": is_running(data), "device": None, "problem": None}
+    found["state"] = "starting" if found["running"] else "stopped"
     try:
         identity = load_identity(data)
         if identity is None:
@@ -126,8 +129,12 @@ async def _collect_status(settings: Settings) -> dict[str, Any]:
         try:
             told = msgspec.json.decode((data / app.STATUS_NAME).read_bytes(), type=app.Status)
             found |= {"link": told.link, "items": msgspec.to_builtins(told.reported.items)}
+            ready = told.reported.serving == "ready"
+            found["state"] = "ready" if ready and told.link == "up" else "offline" if ready else told.reported.serving
+        except FileNotFoundError:
+            found["problem"] = "the agent has not told its status yet"
         except (OSError, msgspec.MsgspecError) as error:
-            found["problem"] = f"the agent has not told its status yet: {error}"
+            found["problem"] = f"the agent's status cannot be read: {error}"
     try:
         state = await ServingClient(data / SOCKET_NAME).state(3.0)
         found["serving"] = msgspec.to_builtins(state)
@@ -138,7 +145,8 @@ async def _collect_status(settings: Settings) -> dict[str, Any]:
 
 
 def _status_lines(status: dict[str, Any]) -> list[str]:
-    lines = [f"agent    {'running' if status['running'] else 'not running'} ({status['data']})"]
+    running = f"running, {status['state']}" if status["running"] else "not running"
+    lines = [f"agent    {running} ({status['data']})"]
     lines.append(f"device   {status['device']} of {status['controller']}" if status["device"] else "device   -")
     if status["problem"]:
         lines.append(f"problem  {status['problem']}")

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import random
 import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +28,7 @@ from agent.health.report import Reporter
 from agent.health.sensors import Sensors
 from agent.identity.credentials import Credentials
 from agent.identity.enrol import Identity, enrol, load_identity
+from agent.instance import notify, single_instance, watch_owner
 from agent.link import backoff
 from agent.link.outbox import Outbox
 from agent.link.session import Endpoint, Session
@@ -47,13 +44,10 @@ from wire.assignment import Refused, judge
 from wire.messages import ExecutionReport, Facts, Reported
 from wire.version import __version__
 
-LOCK_NAME: Final = "agent.lock"
 STATUS_NAME: Final = "status.json"
 PORTS_NAME: Final = "ports.json"
 CREDENTIAL_SECONDS: Final = 3600.0
-_LOCK_TRIES: Final = 5
 _LOOK_SECONDS: Final = 1.0
-_OWNER_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 5.0
 
 _log = structlog.get_logger()
@@ -67,39 +61,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     controller: str
     link: str
     reported: Reported
-
-
-@contextmanager
-def single_instance(data: Path) -> Iterator[None]:
-    """Hold the data directory, which is made when missing. Raises DeviceError ("running") where another agent does."""
-    durable.make_directory(data, "agent.directory")
-    try:
-        file = (data / LOCK_NAME).open("w")
-    except OSError as error:
-        raise durable.disk_error(error, data / LOCK_NAME) from error
-    with file:
-        for last in [*[False] * (_LOCK_TRIES - 1), True]:  # `muster-agent status` holds it for an instant
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if last:
-                    message = f"another muster-agent already runs for {data}; stop it, or give another --data"
-                    raise DeviceError(message, "running") from error
-                time.sleep(0.05)
-        yield
-
-
-def is_running(data: Path) -> bool:
-    """Return whether an agent holds the data directory."""
-    try:
-        with (data / LOCK_NAME).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def enrol_here(settings: Settings, token: str, api_url: str, name: str) -> Identity:
@@ -122,7 +83,7 @@ async def run(settings: Settings, join: Callable[[], Identity] | None = None) ->
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    owner = asyncio.create_task(_watch_owner(settings.owner_pid, end))
+    owner = asyncio.create_task(watch_owner(settings.owner_pid, end))
     try:
         identity = load_identity(data)
         if identity is None and join is not None:
@@ -163,6 +124,8 @@ class Agent:
         """Run all parts until ``end`` is set or one of them fails. Raises AgentError."""
         data, identity = self._data, self._identity
         with contextlib.ExitStack() as stack:
+            with contextlib.suppress(DeviceError):  # a disk that cannot be written is no reason not to serve
+                durable.remove(data / STATUS_NAME, "agent.status")  # what an earlier life told
             self._outbox = Outbox(data / "outbox.db")
             stack.callback(self._outbox.close)
             store = Store(data / "blobs", self._settings.disk_reserve_bytes)
@@ -375,7 +338,7 @@ class Agent:
 
     async def _say_ready(self) -> None:
         await self._restored.wait()
-        _notify("READY=1")
+        notify("READY=1")
         await self._session.connected.wait()
         _log.info("agent is ready", seconds=round(time.monotonic() - self._began, 2), serving_port=self._http_port)
         await asyncio.Event().wait()
@@ -434,23 +397,3 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _watch_owner(pid: int, end: asyncio.Event) -> None:
-    while pid:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            end.set()
-            return
-        except PermissionError:
-            pass  # it is there, and another user's
-        await asyncio.sleep(_OWNER_SECONDS)
-
-
-def _notify(message: str) -> None:
-    """Tell systemd, where it asked to be told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
-            line.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)

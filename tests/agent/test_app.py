@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from aiomqtt import Client, ProtocolVersion, TLSParameters
 
-from agent.app import is_running, single_instance
-from agent.errors import DeviceError
 from agent.identity.enrol import enrol
 from wire import codec, envelope, topics
 from wire.assignment import Assignment, Item
@@ -159,6 +157,8 @@ async def test_joins_runs_tells_and_ends(
     assert status["running"]
     assert status["device"] == device_id
     assert status["link"] == "up"
+    assert status["state"] == "ready"
+    assert "running, ready" in program.ask("status", "--data", str(program.data)).stdout
     assert status["serving"]["http_port"] == port
     await until(lambda: listener.of("health"), "health is reported")
 
@@ -252,6 +252,7 @@ async def test_goes_on_serving_without_a_broker(enrolled: Program, broker: Any) 
     enrolled.run()
     status = await until(lambda: s if (s := enrolled.status())["serving"] and "link" in s else None, "it serves")
     assert status["link"] != "up"
+    await until(lambda: enrolled.status()["state"] == "offline", "it says that it is offline")
 
 
 async def test_waits_for_a_controller_that_is_not_there_yet(program: Program, far: Any, tmp_path: Path) -> None:
@@ -270,15 +271,3 @@ def test_without_an_identity_it_says_what_to_do(program: Program) -> None:
     answer = program.ask("run", "--data", str(program.data))
     assert answer.returncode == 2
     assert "muster-agent enrol" in answer.stderr
-
-
-def test_one_agent_a_data_directory(tmp_path: Path) -> None:
-    assert not is_running(tmp_path)
-    with single_instance(tmp_path / "a"):
-        assert is_running(tmp_path / "a")
-        with pytest.raises(DeviceError) as info, single_instance(tmp_path / "a"):
-            pass
-        assert info.value.code == "running"
-        with single_instance(tmp_path / "b"):
-            pass
-    assert not is_running(tmp_path / "a")
