@@ -95,72 +95,16 @@ def _profile(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _status(arguments: argparse.Namespace, settings: Settings) -> int:
     """Tell what runs here: "stopped", "starting", "down" (serving is), "offline" (serves without a link) or "ready"."""
-    status = asyncio.run(_collect_status(settings))
+    from agent.status import collect, lines
+
+    status = asyncio.run(collect(settings.data_directory))
     running: bool = status["running"]
     if arguments.json:
         print(json.dumps(status, indent=2))
     else:
-        for line in _status_lines(status):
+        for line in lines(status):
             print(line)
     return 0 if running else DeviceError.exit_code
-
-
-async def _collect_status(settings: Settings) -> dict[str, Any]:
-    import msgspec
-
-    from agent import app
-    from agent.identity.enrol import load_identity
-    from agent.instance import is_running
-    from agent.serving_protocol import SOCKET_NAME
-    from agent.supervision.client import ServingClient
-
-    data = settings.data_directory
-    found: dict[str, Any] = {"data": str(data), "running": is_running(data), "device": None, "problem": None}
-    found["state"] = "starting" if found["running"] else "stopped"
-    try:
-        identity = load_identity(data)
-        if identity is None:
-            found["problem"] = "not enrolled"
-        else:
-            found |= {"device": identity.device, "controller": identity.api_url}
-    except AgentError as error:
-        found["problem"] = str(error)
-    if found["running"]:
-        try:
-            told = msgspec.json.decode((data / app.STATUS_NAME).read_bytes(), type=app.Status)
-            found |= {"link": told.link, "items": msgspec.to_builtins(told.reported.items)}
-            ready = told.reported.serving == "ready"
-            found["state"] = "ready" if ready and told.link == "up" else "offline" if ready else told.reported.serving
-        except FileNotFoundError:
-            found["problem"] = "the agent has not told its status yet"
-        except (OSError, msgspec.MsgspecError) as error:
-            found["problem"] = f"the agent's status cannot be read: {error}"
-    try:
-        state = await ServingClient(data / SOCKET_NAME).state(3.0)
-        found["serving"] = msgspec.to_builtins(state)
-    except AgentError as error:
-        found["serving"] = None
-        found["serving_problem"] = str(error)
-    return found
-
-
-def _status_lines(status: dict[str, Any]) -> list[str]:
-    running = f"running, {status['state']}" if status["running"] else "not running"
-    lines = [f"agent    {running} ({status['data']})"]
-    lines.append(f"device   {status['device']} of {status['controller']}" if status["device"] else "device   -")
-    if status["problem"]:
-        lines.append(f"problem  {status['problem']}")
-    if "link" in status:
-        lines.append(f"link     {status['link']}")
-    for item in status.get("items", []):
-        lines.append(f"item     {item['component']}  {item['build'] or '-'}  {item['state']}")
-    serving = status["serving"]
-    if serving is None:
-        return [*lines, f"serving  not running: {status['serving_problem']}"]
-    lines.append(f"serving  http://{serving['http_host']}:{serving['http_port']}  tunnel {serving['tunnel']}")
-    for build in serving["builds"]:
-        lines.append(f"build    {build['model']} {build['version']}  {build['build']}  {build['state']}")
-    return lines
 
 
 def _serve(arguments: argparse.Namespace, _settings: Settings) -> int:

@@ -34,6 +34,7 @@ from agent.link.outbox import Outbox
 from agent.link.session import Endpoint, Session
 from agent.serving_protocol import ServingState
 from agent.settings import Settings
+from agent.status import STATUS_NAME, Status
 from agent.supervision.process import ServingProcess
 from agent.supervision.trial import run_trial
 from agent.trust.pinned import Pinned
@@ -44,23 +45,12 @@ from wire.assignment import Refused, judge
 from wire.messages import ExecutionReport, Facts, Reported
 from wire.version import __version__
 
-STATUS_NAME: Final = "status.json"
 PORTS_NAME: Final = "ports.json"
 CREDENTIAL_SECONDS: Final = 3600.0
 _LOOK_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 5.0
 
 _log = structlog.get_logger()
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What `muster-agent status` tells of a running agent, from status.json. ``link``: "up", or why it is not."""
-
-    pid: int
-    device: str
-    controller: str
-    link: str
-    reported: Reported
 
 
 def enrol_here(settings: Settings, token: str, api_url: str, name: str) -> Identity:
