@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 import structlog
@@ -20,8 +21,11 @@ from controller.audit.sealer import seal
 from controller.broker.session import Broker, Endpoint
 from controller.builds import routes as builds_routes
 from controller.builds.artifacts import ArtifactStore
-from controller.console import pages
+from controller.console import overview, pages
+from controller.console.live import Changes, LiveQueries, live_router
+from controller.console.playground import Playground, playground_router
 from controller.database.connection import Database
+from controller.devices import list_routes as device_list_routes
 from controller.devices import routes as devices_routes
 from controller.devices.authority import CONTROLLER_NAME
 from controller.devices.fleet import Fleet
@@ -37,7 +41,9 @@ from controller.rollouts.loop import RolloutLoop
 from controller.telemetry import routes as telemetry_routes
 from controller.telemetry.ingest import Ingest
 from controller.telemetry.metrics import CONTENT_TYPE, exposition
+from controller.telemetry.sampler import FleetSampler
 from controller.telemetry.series import Series
+from controller.telemetry.vitals import LatestVitals, as_json
 from controller.tenants import routes as tenants_routes
 from controller.tenants.access import Principal
 from controller.tenants.guard import install_errors, permit, public, require_declared
@@ -57,6 +63,9 @@ class Control:
         self._installation = installation
         self._database = Database(installation.database_path)
         self._series = Series(installation.series_path)
+        self._vitals = LatestVitals()
+        self._sampler = FleetSampler(self._database, self._series, self._vitals)
+        self._playground = Playground(installation.gateway_url, installation.authority.root_file)
         self._registry = Registry(self._database)
         self._reports = Reports(self._database)
         self._rollouts = RolloutLoop(self._database, installation.assignment_key, self._publish)
@@ -65,6 +74,7 @@ class Control:
             self._series,
             {ExecutionReport: rollouts_store.record_report},
             self._acknowledge,
+            observe=self._vitals.take,
         )
         handlers = self._reports.handlers() | self._ingest.handlers()
         self._broker = Broker(self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all)
@@ -86,6 +96,7 @@ class Control:
             asyncio.create_task(self._reports.run(), name="reports"),
             asyncio.create_task(self._ingest.run(), name="ingest"),
             asyncio.create_task(self._rollouts.run(), name="rollouts"),
+            asyncio.create_task(self._sampler.run(), name="fleet sampler"),
             asyncio.create_task(self._seal(), name="audit sealer"),
         ]
         serving = [
@@ -105,6 +116,7 @@ class Control:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+            await self._playground.close()
             await asyncio.to_thread(seal, self._database)
             self._series.close()
             self._database.close()
@@ -133,6 +145,8 @@ class Control:
         api.state.database = self._database
         api.state.settings = installation.settings
         api.state.series = self._series
+        api.state.vitals = self._vitals
+        api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")
         api.state.builder_keys = installation.builder_keys
         api.state.device_sessions = DeviceSessions(self._database, installation.session_key)
@@ -145,17 +159,24 @@ class Control:
             gateway_url=installation.tunnel_url,
         )
         install_errors(api)
+        changes = Changes()
+        self._database.subscribe(changes.note)
+        queries = LiveQueries(api, changes)
         api.include_router(audit_router(permit))
+        api.include_router(live_router(lambda: queries))
+        api.include_router(playground_router(lambda: self._playground, lambda: self._database))
         for routes in (
             tenants_routes,
+            device_list_routes,  # before the routes of one device: /devices/facets is no device
             devices_routes,
             builds_routes,
             rollouts_routes,
             telemetry_routes,
-            pages,
+            overview,
         ):
             api.include_router(routes.router)
         self._add_own_routes(api)
+        api.include_router(pages.router)  # last: what is nobody else's is a page of the console
         require_declared(api)
         return api
 
@@ -180,6 +201,9 @@ class Control:
             counts = self._broker.counts + self._broker.inbox.counts + self._ingest.counts
             text = exposition(self._database, principal.tenant, counts, time.time())
             return Response(text, media_type=CONTENT_TYPE)
+
+    def _read_vitals(self, devices: Iterable[str], now: float) -> dict[str, Any]:
+        return {device: as_json(vitals) for device, vitals in self._vitals.all(devices, now).items()}
 
     def _endpoint(self) -> Endpoint:
         installation = self._installation

@@ -71,9 +71,18 @@ if [ ! -f "$target/.complete" ]; then
 fi
 
 if [ "${3:-}" = "--with-project" ]; then
-    sources=$(cd "$root" && { find agent controller wire device_profiles -type f ! -name '*.pyc' | LC_ALL=C sort; echo pyproject.toml; } |
+    sources=$(cd "$root" && { find agent controller wire device_profiles -type f ! -name '*.pyc' \
+        ! -path '*/node_modules/*' ! -path 'controller/console/static*' | LC_ALL=C sort; echo pyproject.toml; } |
         tr '\n' '\0' | xargs -0 sha256sum | sha256sum | cut -c1-16)
     if [ "$(cat "$target/.project" 2>/dev/null)" != "$sources" ]; then
+        if ! "$target/bin/python" "$root/packaging/console_hook.py" --check; then
+            say "installing Node.js for the console (once, from a wheel)"
+            "$target/bin/python" -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+                -r "$root/packaging/locks/node.txt" >&2 || {
+                say "Node.js could not be installed: see above. MUSTER_SKIP_CONSOLE=1 goes without the console"
+                exit 6
+            }
+        fi
         say "installing muster"
         "$target/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall "$root" >&2 || {
             say "muster itself could not be installed: see the lines above"

@@ -33,10 +33,14 @@ def audit_router(permit: Callable[[str], Callable[..., _Tenanted]]) -> APIRouter
         principal: _Tenanted = reader,
         before: Annotated[int | None, Query(ge=1)] = None,
         limit: Annotated[int, Query(ge=1, le=500)] = 100,
+        q: Annotated[str | None, Query(max_length=100)] = None,
     ) -> dict[str, Any]:
-        """Rows, the newest first; ``next`` is the value of ``before`` for the next page, null at the end."""
+        """Rows whose actor, action, thing or reason has ``q`` in it, the newest first.
+
+        ``next`` is the value of ``before`` for the next page, null at the end.
+        """
         with db.read() as connection:
-            rows = store.page(connection, principal.tenant, before, limit)
+            rows = store.page(connection, principal.tenant, before, limit, q)
         return {
             "rows": [dict(row._mapping) for row in rows],
             "next": rows[-1].id if len(rows) == limit else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, or_, select, update
 
 from controller.database.tables import audit
 
@@ -44,11 +44,16 @@ def record(
     )
 
 
-def page(connection: Connection, tenant: str, before: int | None, limit: int) -> Sequence[AuditRow]:
-    """Return a tenant's rows, the newest first, with an id below ``before``."""
+def page(
+    connection: Connection, tenant: str, before: int | None, limit: int, words: str | None = None
+) -> Sequence[AuditRow]:
+    """Return a tenant's rows with an id below ``before`` and ``words`` in what people read, the newest first."""
     statement = select(audit).where(audit.c.tenant == tenant).order_by(audit.c.id.desc()).limit(limit)
     if before is not None:
         statement = statement.where(audit.c.id < before)
+    if words:
+        read = (audit.c.actor, audit.c.action, audit.c.thing, audit.c.reason)
+        statement = statement.where(or_(*(column.icontains(words, autoescape=True) for column in read)))
     return connection.execute(statement).all()
 
 

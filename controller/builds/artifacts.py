@@ -69,8 +69,15 @@ class ArtifactStore:
         Raises TooLargeError beyond ``limit`` bytes, InvalidError when the bytes have another hash, UnavailableError
         when the disk does not take them. After an error nothing is left behind.
         """
-        target = self.path(sha256)
-        incoming = self._incoming / f"{sha256}.{secrets.token_hex(8)}"
+        self.path(sha256)  # refuses what is no hash before anything is written
+        return (await self._put(sha256, blocks, limit))[1]
+
+    async def put_unnamed(self, blocks: AsyncIterator[bytes], limit: int) -> tuple[str, int]:
+        """Store the bytes of ``blocks`` under the SHA-256 that they have; return it and their number."""
+        return await self._put(None, blocks, limit)
+
+    async def _put(self, sha256: str | None, blocks: AsyncIterator[bytes], limit: int) -> tuple[str, int]:
+        incoming = self._incoming / f"{sha256 or 'unnamed'}.{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         stream = await _on_disk(incoming.open, "xb")
         try:
@@ -79,16 +86,16 @@ class ArtifactStore:
                 if size > limit:
                     raise TooLargeError(f"an artifact has at most {limit} bytes here", "too_large")
                 await _on_disk(_append, stream, digest, block)
-            if digest.hexdigest() != sha256:
+            found = digest.hexdigest()
+            if sha256 is not None and found != sha256:
                 raise InvalidError(
-                    f"the bytes received have SHA-256 {digest.hexdigest()}, not {sha256}: send them again",
-                    "hash_mismatch",
+                    f"the bytes received have SHA-256 {found}, not {sha256}: send them again", "hash_mismatch"
                 )
-            await _on_disk(_settle, stream, incoming, target)
+            await _on_disk(_settle, stream, incoming, self.path(found))
         finally:
             stream.close()
             incoming.unlink(missing_ok=True)
-        return size
+        return found, size
 
     def _drop_stale(self, now: float) -> None:
         for left in self._incoming.iterdir():

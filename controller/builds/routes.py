@@ -38,6 +38,7 @@ from controller.errors import ConflictError, InvalidError, NotFoundError, TooLar
 from controller.settings import Settings
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit
+from device_profiles import load as load_profiles
 from wire.envelope import PublicKey
 
 LEASE_SECONDS: Final = 60.0
@@ -85,6 +86,25 @@ async def put_artifact(
         response.status_code = 200
     try:
         size = await artifacts.put(sha256, request.stream(), limit)
+    except ClientDisconnect as error:
+        raise InvalidError("the upload broke off: send it again", "broken_off") from error
+    if size == 0:
+        raise InvalidError("an artifact cannot be empty", "empty")
+    await asyncio.to_thread(_note_artifact, db, principal, sha256, size)
+    return {"sha256": sha256, "size": size}
+
+
+@router.post("/api/v1/artifacts", status_code=201)
+async def post_artifact(
+    request: Request, principal: Annotated[Principal, Depends(permit("artifacts.write"))], db: Db, artifacts: Artifacts
+) -> dict[str, Any]:
+    """Store the body and tell its SHA-256, for those who cannot hash before they send. 413 when it is too large."""
+    limit = cast("Settings", request.app.state.settings).max_artifact_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLargeError(f"an artifact has at most {limit} bytes here, this one has {declared}", "too_large")
+    try:
+        sha256, size = await artifacts.put_unnamed(request.stream(), limit)
     except ClientDisconnect as error:
         raise InvalidError("the upload broke off: send it again", "broken_off") from error
     if size == 0:
@@ -190,6 +210,26 @@ def get_build(build: Annotated[str, Path(max_length=34)], principal: BuildReader
     if row is None:
         raise NotFoundError(f"there is no build {build!r} in tenant {principal.tenant}", "no_build")
     return build_as_json(row)
+
+
+@router.get("/api/v1/build-jobs")
+def list_jobs(
+    principal: BuildReader,
+    db: Db,
+    model: Annotated[ModelName | None, Query()] = None,
+    open_only: Annotated[bool, Query(alias="open")] = False,
+) -> dict[str, Any]:
+    """Return jobs, the newest first; with ``open`` only those that wait or run."""
+    with db.read() as connection:
+        rows = store.list_jobs(connection, principal.tenant, model=model, open_only=open_only, limit=MAX_LISTED)
+    return {"jobs": [job_as_json(row) for row in rows]}
+
+
+@router.get("/api/v1/profiles")
+def list_profiles(principal: BuildReader) -> dict[str, Any]:
+    """Return the board profiles that builds can be made for, with their machine names."""
+    found = sorted(load_profiles().values(), key=lambda profile: profile.id)
+    return {"profiles": [{"id": one.id, "title": one.title, "arch": list(one.arch)} for one in found]}
 
 
 @router.get("/api/v1/build-jobs/{job}")

@@ -7,7 +7,7 @@ function takes the caller's connection; none begins a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -138,6 +138,33 @@ def jobs_of(connection: Connection, tenant: str, model: str, number: int) -> Seq
     return connection.execute(statement).all()
 
 
+def list_jobs(
+    connection: Connection, tenant: str, *, model: str | None, open_only: bool, limit: int
+) -> Sequence[AnyRow]:
+    """Return jobs, the newest first; ``open_only``: those that wait or run."""
+    statement = select(build_jobs).where(build_jobs.c.tenant == tenant)
+    if model is not None:
+        statement = statement.where(build_jobs.c.model == model)
+    if open_only:
+        statement = statement.where(build_jobs.c.state.in_(("waiting", "running")))
+    return connection.execute(statement.order_by(build_jobs.c.created.desc(), build_jobs.c.id).limit(limit)).all()
+
+
+def failed_jobs(connection: Connection, tenant: str, since: float, limit: int) -> Sequence[AnyRow]:
+    """Return jobs that failed for good since then, and whose version has got no build for their target since."""
+    later = build_jobs.alias()
+    mended = select(later.c.id).where(
+        later.c.tenant == build_jobs.c.tenant,
+        later.c.model == build_jobs.c.model,
+        later.c.target == build_jobs.c.target,
+        later.c.state == "done",
+        later.c.created > build_jobs.c.created,
+    )
+    failed = and_(build_jobs.c.tenant == tenant, build_jobs.c.state == "failed", build_jobs.c.finished >= since)
+    statement = select(build_jobs).where(failed, ~mended.exists()).order_by(build_jobs.c.finished.desc())
+    return connection.execute(statement.limit(limit)).all()
+
+
 def fail_abandoned(connection: Connection, tenant: str, now: float) -> Sequence[str]:
     """Fail for good the jobs whose last allowed attempt ran out of its lease; return their ids."""
     statement = (
@@ -235,6 +262,12 @@ def build(connection: Connection, tenant: str, identifier: str) -> AnyRow | None
     """Return one build."""
     statement = select(builds).where(builds.c.tenant == tenant, builds.c.id == identifier)
     return connection.execute(statement).one_or_none()
+
+
+def builds_by_id(connection: Connection, tenant: str, ids: Collection[str]) -> dict[str, AnyRow]:
+    """Return those of a tenant's builds that are among ``ids``."""
+    statement = select(builds).where(builds.c.tenant == tenant, builds.c.id.in_(ids))
+    return {row.id: row for row in connection.execute(statement)}
 
 
 def builds_of(

@@ -6,31 +6,11 @@ Invariant: the trust bundle is served as the bytes that join tokens fingerprint.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.requests import HTTPConnection
 
 from controller.devices.authority import Authority
-from controller.errors import TooManyError
-
-PER_MINUTE: Final = 60  # a rack of boards behind one address still gets in; guessing a secret does not
-
-
-class Attempts:
-    """Counts the requests that anybody may send, by the address they come from."""
-
-    def __init__(self, per_minute: int = PER_MINUTE) -> None:
-        self._limit: RateLimitItem = RateLimitItemPerMinute(per_minute)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-
-    def count(self, purpose: str, connection: HTTPConnection) -> None:
-        """Count one request. Raises TooManyError above ``per_minute`` for this purpose and address."""
-        address = connection.client.host if connection.client else "unknown"
-        if not self._limiter.hit(self._limit, purpose, address):
-            raise TooManyError("too many requests from this address: try again in a minute", "too_many")
+from controller.tenants.attempts import Attempts
 
 
 @dataclass(frozen=True)

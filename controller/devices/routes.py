@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -19,7 +19,8 @@ from controller.database.connection import Database
 from controller.database.http import database
 from controller.devices import joining, store
 from controller.devices.fleet import Fleet, fleet
-from controller.devices.presence import PresenceState, presence
+from controller.devices.list_routes import Vitals, shown
+from controller.devices.presence import presence
 from controller.devices.session import MAX_ENVELOPE_BYTES, DeviceSessions
 from controller.errors import InvalidError, NotFoundError, TooLargeError
 from controller.tenants.access import Principal
@@ -114,44 +115,16 @@ async def open_session(request: Request, our_fleet: OurFleet) -> dict[str, Any]:
     return {"token": token, "expires": expires}
 
 
-@router.get("/devices")
-def list_devices(
-    principal: Reader,
-    db: Db,
-    profile: Annotated[str | None, Query(max_length=128)] = None,
-    tag: Annotated[str | None, Query(max_length=63)] = None,
-    state: PresenceState | None = None,
-    name: Annotated[str | None, Query(max_length=63)] = None,
-    revoked: bool = False,
-    after: Annotated[str, Query(max_length=28)] = "",
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> dict[str, Any]:
-    """Return devices in the order of their ids; ``next`` is ``after`` for the next page, null at the end."""
-    now = time.time()
-    with db.read() as connection:
-        rows = store.page(
-            connection,
-            principal.tenant,
-            after=after,
-            limit=limit,
-            profile=profile,
-            tag=tag,
-            name=name,
-            state=state,
-            revoked=revoked,
-            now=now,
-        )
-    return {"devices": [_shown(row, now) for row in rows], "next": rows[-1].id if len(rows) == limit else None}
-
-
 @router.get("/devices/{device}")
-def show_device(device: str, principal: Reader, db: Db) -> dict[str, Any]:
-    """Return all about one device, with its facts."""
+def show_device(device: str, principal: Reader, db: Db, vitals: Vitals) -> dict[str, Any]:
+    """Return all about one device, with its facts and its vitals."""
+    now = time.time()
     with db.read() as connection:
         row = store.find_device(connection, principal.tenant, device)
     if row is None:
         raise NotFoundError(f"there is no device {device!r}", "no_device")
-    return _shown(row, time.time())
+    reason = presence(row.last_seen, row.online, now).reason
+    return shown(row, now) | {"state_reason": reason, "vitals": vitals([device], now).get(device)}
 
 
 @router.delete("/devices/{device}", status_code=204)
@@ -168,12 +141,6 @@ def revoke_device(device: str, principal: Annotated[Principal, Depends(permit("d
                 thing=f"device:{device}",
                 at=now,
             )
-
-
-def _shown(row: store.DeviceRow, now: float) -> dict[str, Any]:
-    shown = dict(row._mapping)
-    judged = presence(shown["last_seen"], shown["online"], now)
-    return shown | {"state": judged.state.value, "state_reason": judged.reason}
 
 
 def _sessions(request: Request) -> DeviceSessions:

@@ -6,7 +6,7 @@ Invariant: a device's sequence moves only in the transaction of the message's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, not_, or_, select, update
@@ -24,7 +24,7 @@ DeviceRow = Row[*tuple[Any, ...]]
 _SHOWN: Final = [
     column for column in devices.c if column.name not in ("public_key", "join_token", "stream", "sequence")
 ]
-_LISTED: Final = [column for column in _SHOWN if column.name != "facts"]
+LISTED: Final = [column for column in _SHOWN if column.name != "facts"]
 
 
 # joining ------------------------------------------------------------------------------------------------------------
@@ -130,35 +130,6 @@ def is_active(connection: Connection, device: str) -> bool:
     return connection.execute(statement).one_or_none() is not None
 
 
-def page(
-    connection: Connection,
-    tenant: str,
-    *,
-    after: str = "",
-    limit: int = 100,
-    profile: str | None = None,
-    tag: str | None = None,
-    name: str | None = None,
-    state: PresenceState | None = None,
-    revoked: bool = False,
-    now: float,
-) -> Sequence[DeviceRow]:
-    """Return a tenant's devices in the order of their ids, beginning above ``after``; facts are left out."""
-    conditions: list[ColumnElement[bool]] = [devices.c.tenant == tenant, devices.c.id > after]
-    conditions.append(devices.c.revoked.is_not(None) if revoked else devices.c.revoked.is_(None))
-    if profile is not None:
-        conditions.append(devices.c.profile == profile)
-    if name is not None:
-        conditions.append(or_(devices.c.name.icontains(name, autoescape=True), devices.c.id == name))
-    if tag is not None:
-        tags = func.json_each(devices.c.tags).table_valued("value")
-        conditions.append(select(tags.c.value).where(tags.c.value == tag).exists())
-    if state is not None:
-        conditions.append(_in_state(state, now))
-    statement = select(*_LISTED).where(*conditions).order_by(devices.c.id).limit(limit)
-    return connection.execute(statement).all()
-
-
 # what a device says -------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +207,7 @@ def revoke(connection: Connection, tenant: str, device: str, now: float) -> bool
     return True
 
 
-def _in_state(state: PresenceState, now: float) -> ColumnElement[bool]:
+def in_state(state: PresenceState, now: float) -> ColumnElement[bool]:
     """`presence.presence` as a condition; a test compares the two."""
     heard = and_(devices.c.online, devices.c.last_seen >= now - LATE_AFTER)
     silent = and_(devices.c.online, devices.c.last_seen < now - LATE_AFTER, devices.c.last_seen >= now - LOST_AFTER)

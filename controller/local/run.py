@@ -109,7 +109,7 @@ async def _tell(data: Path, installation: Installation, login: Login, journey: J
     link = installation.console_url + await journey.login_link()
     messages.print("\n[bold]Ask again yourself:[/bold]")
     messages.print(escape(shlex.join(curl)), soft_wrap=True)
-    messages.print("[bold]Status page[/bold] (the link works once, for five minutes):")
+    messages.print("[bold]Console[/bold] (the link works once, for five minutes):")
     messages.print(escape(link), soft_wrap=True)
     messages.print("")
 

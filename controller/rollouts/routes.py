@@ -159,7 +159,7 @@ def create_rollout(request: RolloutRequest, principal: Writer, db: Db, reader: R
             at=now,
             body={"release": release.id, "selector": request.selector, "policy": request.policy},
         )
-        return _listed(_find(connection, principal, rollout), {})
+        return rollout_as_json(_find(connection, principal, rollout), {})
 
 
 @router.get("/rollouts")
@@ -168,7 +168,7 @@ def list_rollouts(principal: Reader, db: Db) -> dict[str, Any]:
     with db.read() as connection:
         rows = store.rollouts_of(connection, principal.tenant, MAX_LISTED)
         counts = store.execution_counts(connection, [row.id for row in rows])
-    return {"rollouts": [_listed(row, counts.get(row.id, {})) for row in rows]}
+    return {"rollouts": [rollout_as_json(row, counts.get(row.id, {})) for row in rows]}
 
 
 @router.get("/rollouts/{rollout}")
@@ -196,7 +196,7 @@ def show_rollout(rollout: str, principal: Reader, db: Db, reader: Reading) -> di
         }
         for stage in view.stages
     ]
-    return _listed(row, counts) | {
+    return rollout_as_json(row, counts) | {
         "selector": row.selector,
         "policy": row.policy,
         "stages": stages,
@@ -245,6 +245,16 @@ def list_executions(
     return {"executions": [_execution(row) for row in rows], "next": rows[-1].id if len(rows) == limit else None}
 
 
+@router.get("/devices/{device}/executions")
+def list_device_executions(
+    device: str, principal: Reader, db: Db, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50
+) -> dict[str, Any]:
+    """Return a device's newest executions."""
+    with db.read() as connection:
+        rows = store.executions_of_device(connection, principal.tenant, device, limit)
+    return {"executions": [_execution(row) for row in rows]}
+
+
 @router.get("/executions/{execution}")
 def show_execution(execution: str, principal: Reader, db: Db) -> dict[str, Any]:
     """Return one execution with each of its transitions and their times."""
@@ -290,7 +300,7 @@ def _order(rollout: str, wanted: Wanted, leads_to: RolloutState, principal: Prin
                 at=now,
             )
         counts = store.execution_counts(connection, [rollout]).get(rollout, {})
-        return _listed(_find(connection, principal, rollout), counts)
+        return rollout_as_json(_find(connection, principal, rollout), counts)
 
 
 def _find(connection: Connection, principal: Principal, rollout: str) -> AnyRow:
@@ -300,7 +310,8 @@ def _find(connection: Connection, principal: Principal, rollout: str) -> AnyRow:
     return row
 
 
-def _listed(row: AnyRow, counts: dict[str, int]) -> dict[str, Any]:
+def rollout_as_json(row: AnyRow, counts: dict[str, int]) -> dict[str, Any]:
+    """Return a row of ``find_rollout`` for a reader, with how many executions are in each state."""
     return {
         "id": row.id,
         "release": row.release,

@@ -199,6 +199,23 @@ def executions_page(
     return connection.execute(statement.order_by(executions.c.id).limit(limit)).all()
 
 
+def executions_of_device(connection: Connection, tenant: str, device: str, limit: int) -> Sequence[AnyRow]:
+    """Return a device's executions as ``executions_page`` does, the newest first."""
+    statement = select(executions, devices.c.name.label("device_name")).join(devices)
+    mine = (executions.c.tenant == tenant) & (executions.c.device == device)
+    newest_first = (executions.c.created.desc(), executions.c.id.desc())
+    return connection.execute(statement.where(mine).order_by(*newest_first).limit(limit)).all()
+
+
+def inconsistent_devices(connection: Connection, tenant: str) -> int:
+    """Return how many devices have a component whose newest execution could neither finish nor go back."""
+    newest = func.max(executions.c.created).over(partition_by=(executions.c.device, executions.c.component))
+    ranked = select(executions.c.device, executions.c.state, executions.c.created, newest.label("newest"))
+    found = ranked.where(executions.c.tenant == tenant).subquery()
+    bad = (found.c.created == found.c.newest) & (found.c.state == ExecutionState.INCONSISTENT.value)
+    return connection.execute(select(func.count(found.c.device.distinct())).where(bad)).scalar_one()
+
+
 def execution_counts(connection: Connection, rollout_ids: Iterable[str] | None = None) -> dict[str, dict[str, int]]:
     """Return per rollout how many executions are in each state."""
     e = executions.c

@@ -109,20 +109,27 @@ class FleetView:
         return self._known().devices.get(device)
 
     def principal(self, text: str, now: float) -> Principal:
-        """Return who holds the API token ``text``. ``now``: seconds since 1970.
+        """Return who holds the API token ``text``, or the console's session of that text. ``now``: since 1970.
 
         Raises UnauthenticatedError, and UnavailableError before the registry was first read.
         """
         registry = self._known()
         parts = text.split(".") if len(text) <= MAX_TOKEN else []
-        row = registry.tokens.get(parts[1]) if len(parts) == 3 and parts[0] == tokens.PREFIX else None
-        if row is None or not hmac.compare_digest(row.secret_sha256, tokens.sha256(parts[2])):
+        id_, row = "", None
+        if len(parts) == 3 and parts[0] == tokens.PREFIX:
+            id_, row = parts[1], registry.tokens.get(parts[1])
+            if row is not None and not hmac.compare_digest(row.secret_sha256, tokens.sha256(parts[2])):
+                row = None
+        elif len(parts) == 1:  # found by the hash of all of its 256 random bits
+            id_, ends = registry.sessions.get(tokens.sha256(text), ("", 0.0))
+            row = registry.tokens.get(id_) if ends > now else None
+        if row is None:
             raise UnauthenticatedError("this API token is not known: make one with `muster tokens create`", "bad_token")
         if row.revoked:
             raise UnauthenticatedError("this API token was revoked: ask an admin for another", "revoked_token")
         if row.expires is not None and row.expires <= now:
             raise UnauthenticatedError("this API token has expired: ask an admin for another", "expired_token")
-        return Principal(tenant=row.tenant, role=row.role, id=parts[1], name=row.name)
+        return Principal(tenant=row.tenant, role=row.role, id=id_, name=row.name)
 
     def has_model(self, tenant: str, model: str, version: str | None) -> bool:
         """Whether the tenant has this model (and version), served by a device now or not."""

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, create_engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from controller.database.tables import api_tokens, devices, model_versions, models
+from controller.database.tables import api_tokens, devices, model_versions, models, sessions
 from controller.errors import UnavailableError
 
 _BUSY_SECONDS: Final = 1.0
@@ -47,10 +47,14 @@ class RegisteredToken:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """One consistent state. ``models``: (tenant, name); ``versions``: (tenant, model, version as text)."""
+    """One consistent state. ``models``: (tenant, name); ``versions``: (tenant, model, version as text).
+
+    sessions: of the console, by the SHA-256 of their text: the token's id, and when they end.
+    """
 
     devices: Mapping[str, RegisteredDevice]
     tokens: Mapping[str, RegisteredToken]
+    sessions: Mapping[str, tuple[str, float]]
     models: frozenset[tuple[str, str]]
     versions: frozenset[tuple[str, str, str]]
 
@@ -116,6 +120,7 @@ def _take_fingerprint(connection: Connection) -> tuple[object, ...]:
         select(func.count(), func.total(t.created), func.total(t.revoked), func.total(t.expires)).select_from(
             api_tokens
         ),
+        select(func.count(), func.total(sessions.c.expires)).select_from(sessions),
         select(func.count(), func.total(models.c.created)).select_from(models),
         select(func.count(), func.total(model_versions.c.created)).select_from(model_versions),
     ):
@@ -134,6 +139,12 @@ def _take_registry(connection: Connection) -> Registry:
             token: RegisteredToken(tenant, name, role, secret, expires, revoked is not None)
             for token, tenant, name, role, secret, expires, revoked in connection.execute(
                 select(t.id, t.tenant, t.name, t.role, t.secret_sha256, t.expires, t.revoked)
+            )
+        },
+        sessions={
+            hashed: (token, expires)
+            for hashed, token, expires in connection.execute(
+                select(sessions.c.id_sha256, sessions.c.token_id, sessions.c.expires)
             )
         },
         models=frozenset((tenant, name) for tenant, name in connection.execute(select(models.c.tenant, models.c.name))),

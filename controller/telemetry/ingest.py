@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 
 class Ingest:
-    """``run`` stores what the broker hands to ``handlers``.
+    """``run`` stores what the broker hands to ``handlers``; ``observe`` is told of each health report once stored.
 
     counts: messages "stored", "duplicate" (acknowledged again), "gap" (neither), "postponed" (the database is away:
     the device sends again), "set_aside", "refused" (unknown or revoked device); and "report_" with the outcome that an
@@ -53,6 +53,7 @@ class Ingest:
         effects: Mapping[type[Sequenced], Effect],
         acknowledge: Acknowledge,
         clock: Callable[[], float] = time.time,
+        observe: Callable[[str, Health, float], None] = lambda device, health, now: None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._database = database
@@ -60,6 +61,7 @@ class Ingest:
         self._effects = effects
         self._acknowledge = acknowledge
         self._clock = clock
+        self._observe = observe
         self._waiting: asyncio.Queue[Waiting] = asyncio.Queue(MAX_WAITING)
         self._failures: dict[tuple[str, str, int], int] = {}
         self._pruned = 0.0
@@ -149,6 +151,8 @@ class Ingest:
             if health:
                 # First there, then here: cut in between, the device sends again and the series skip what they have.
                 self._series.write(health, now)
+        for device, message in health:
+            self._observe(device, message, now)
         self.counts += counts
         return stored
 

@@ -34,9 +34,14 @@ def device_series(
     name: Annotated[str | None, Query(max_length=128)] = None,
     since: float | None = None,
     until: float | None = None,
+    seconds: Annotated[float | None, Query(gt=0, le=HOUR_SECONDS)] = None,
     step: Annotated[float, Query(ge=1, le=DAY)] = 60.0,
 ) -> dict[str, Any]:
-    """Return the series ``name`` of a device from ``since`` to ``until`` (the last hour); without a name, all names."""
+    """Return the series ``name`` of a device from ``since`` to ``until`` (the last hour); without a name, all names.
+
+    seconds: instead of ``since`` and ``until`` the time up to the end of this very step, so that the answer moves by
+    whole steps.
+    """
     with db.read() as connection:
         if find_device(connection, principal.tenant, device) is None:
             raise NotFoundError(f"there is no device {device!r}", "no_device")
@@ -44,8 +49,12 @@ def device_series(
     assert isinstance(series, Series), "app.py sets app.state.series before it serves"
     if name is None:
         return {"device": device, "names": series.names(device)}
-    end = time.time() if until is None else until
-    begin = end - 3600.0 if since is None else since
+    if seconds is not None:
+        end = (time.time() // step + 1) * step
+        begin = end - seconds
+    else:
+        end = time.time() if until is None else until
+        begin = end - 3600.0 if since is None else since
     if not 0 < end - begin <= HOUR_SECONDS:
         raise InvalidError("`since` must be before `until`, by 90 days at most", "bad_range")
     found = series.query(device, name, begin, end, step)

@@ -109,6 +109,14 @@ class Series:
                 cursor.executemany(_ADD.format(table=table), (_rolled(row, step) for row in raw))
         self.counts["stored"] += len(raw)
 
+    def add(self, key: str, windows: Sequence[Window], now: float) -> None:
+        """Store windows that the controller measured itself under a ``key`` that is no device's id."""
+        with self._transaction() as cursor:
+            raw = list(self._rows(cursor, key, windows, now))
+            cursor.executemany(_INSERT, raw)
+            for table, step in _STEPS:
+                cursor.executemany(_ADD.format(table=table), (_rolled(row, step) for row in raw))
+
     def query(self, device: str, name: str, since: float, until: float, step: float) -> list[dict[str, Any]]:
         """Return [{labels, step, points}] of every series ``name`` of ``device`` in [since, until), by steps.
 

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from controller.audit.store import record
 from controller.database.connection import Database
 from controller.database.http import database
-from controller.errors import DeniedError
+from controller.errors import DeniedError, UnauthenticatedError
 from controller.tenants import store, tokens
-from controller.tenants.access import ROLES, Principal
+from controller.tenants.access import ROLES, Denied, Principal, allowed
+from controller.tenants.attempts import Attempts
 from controller.tenants.guard import SESSION_COOKIE, from_own_page, permit, public
 
 MAX_LISTED: Final = 500
@@ -112,20 +113,53 @@ def create_login_link(principal: Annotated[Principal, Depends(permit("sessions.w
     return {"path": f"{LOGIN_PATH}/{code}", "expires": now + tokens.LOGIN_SECONDS}
 
 
+class SessionRequest(BaseModel):
+    """``token``: an API token."""
+
+    model_config = ConfigDict(extra="forbid")
+    token: str = Field(max_length=256)
+
+
+@router.post(
+    "/api/v1/sessions",
+    status_code=204,
+    dependencies=[Depends(public("the API token in the request is the credential"))],
+)
+def open_session(asked: SessionRequest, request: Request, response: Response, db: Db) -> None:
+    """Open a console session with an API token, from the console's own login page; the answer sets the cookie."""
+    _attempts(request).count("sessions", request)
+    if not from_own_page(request):
+        raise DeniedError("a session is opened by the console's own pages only", "other_site")
+    now = time.time()
+    with db.begin() as connection:
+        principal = tokens.verify(connection, asked.token, now)
+        verdict = allowed(principal, "sessions.write", principal.tenant)
+        if isinstance(verdict, Denied):
+            raise DeniedError(verdict.rule, "denied")
+        text = tokens.begin_session(connection, principal.id, now)
+        record(
+            connection,
+            tenant=principal.tenant,
+            actor=principal.actor,
+            action="sessions.create",
+            thing=f"token:{principal.id}",
+            at=now,
+        )
+    _set_cookie(response, request, text)
+
+
 @router.get(LOGIN_PATH + "/{code}", dependencies=[Depends(public("the one-time code in the link is the credential"))])
 def log_in(code: str, request: Request, db: Db) -> Response:
-    """Use up the code, set the session's cookie and go to the console."""
-    with db.begin() as connection:
-        text = tokens.open_session(connection, code, time.time())
+    """Use up the code, set the session's cookie and go to the console, which tells a browser if that failed."""
+    try:
+        with db.begin() as connection:
+            text = tokens.open_session(connection, code, time.time())
+    except UnauthenticatedError:
+        if "text/html" not in request.headers.get("accept", ""):
+            raise
+        return RedirectResponse("/?login=failed", status_code=303)
     answer = RedirectResponse("/", status_code=303)
-    answer.set_cookie(
-        SESSION_COOKIE,
-        text,
-        max_age=int(tokens.SESSION_SECONDS),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",  # the loopback listener speaks plain HTTP
-    )
+    _set_cookie(answer, request, text)
     answer.headers["Referrer-Policy"] = "no-referrer"
     answer.headers["Cache-Control"] = "no-store"
     return answer
@@ -141,3 +175,24 @@ def log_out(request: Request, response: Response, db: Db) -> None:
         with db.begin() as connection:
             tokens.close_session(connection, text)
     response.delete_cookie(SESSION_COOKIE)
+
+
+def _attempts(request: Request) -> Attempts:
+    """The application's count of logins, made at the first."""
+    state = request.app.state
+    if not hasattr(state, "login_attempts"):
+        state.login_attempts = Attempts()
+    found = state.login_attempts
+    assert isinstance(found, Attempts)
+    return found
+
+
+def _set_cookie(response: Response, request: Request, text: str) -> None:
+    response.set_cookie(
+        SESSION_COOKIE,
+        text,
+        max_age=int(tokens.SESSION_SECONDS),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",  # the loopback listener speaks plain HTTP
+    )

@@ -110,9 +110,13 @@ def open_session(connection: Connection, code: str, now: float) -> str:
         raise UnauthenticatedError(
             "this login link was used or has expired: make a new one with `muster login`", "bad_login_code"
         )
-    principal = _principal(row, now)
+    return begin_session(connection, _principal(row, now).id, now)
+
+
+def begin_session(connection: Connection, token: str, now: float) -> str:
+    """Return the text of a new console session for the token with this id, good for ``SESSION_SECONDS``."""
     text = secrets.token_urlsafe(32)
-    store.add_session(connection, sha256(text), principal.id, now + SESSION_SECONDS, now)
+    store.add_session(connection, sha256(text), token, now + SESSION_SECONDS, now)
     return text
 
 

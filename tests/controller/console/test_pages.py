@@ -1,93 +1,107 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from sqlalchemy import insert
 
 from controller.console import pages
-from controller.database.connection import Database
-from controller.database.tables import devices, join_tokens
-from controller.tenants import routes as tenants_routes
-from controller.tenants import tokens
-from controller.tenants.guard import install_errors, require_declared
-
-NASTY = "<script>alert(1)</script>"
+from tests.controller.console.conftest import Served
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    database = Database(tmp_path / "state.db")
-    database.migrate()
-    token = tokens.first_start(database, time.time())
-    app = FastAPI()
-    app.state.database = database
-    install_errors(app)
-    app.include_router(tenants_routes.router)
-    app.include_router(pages.router)
-    require_declared(app)
-    with database.begin() as connection:
-        connection.execute(
-            insert(join_tokens).values(
-                id="j", tenant="default", secret_sha256="", uses_left=0, tags=[], created=0.0, expires=0.0
-            )
-        )
-        connection.execute(
-            insert(devices).values(
-                id="d-" + "a" * 26,
-                tenant="default",
-                name=NASTY,
-                tags=[],
-                public_key="k",
-                join_token="j",
-                enrolled=time.time(),
-                online=True,
-                last_seen=time.time(),
-                profile=NASTY,
-                reported={"items": [{"component": NASTY, "build": NASTY, "state": NASTY}]},
-            )
-        )
-    with TestClient(app, base_url="http://127.0.0.1", headers={"X-Token": token or ""}) as made:
-        yield made
-    database.close()
+def test_every_page_of_the_console_is_the_same_file_and_tells_nothing(served: Served) -> None:
+    with httpx.Client(base_url=served.url) as anybody:
+        page = anybody.get("/")
+        assert page.status_code == 200
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert page.headers["Cache-Control"] == "no-store"
+        for address in ("/devices", "/devices/d-1", "/rollouts/new?release=x", "/no/such/page"):
+            assert anybody.get(address).content == page.content
 
 
-def log_in(client: TestClient) -> None:
-    bearer = {"Authorization": f"Bearer {client.headers['X-Token']}"}
-    path = client.post("/api/v1/login-links", headers=bearer).json()["path"]
-    assert client.get(path).status_code == 200  # redirected to the page, with the cookie
+def test_what_is_the_apis_is_never_answered_with_a_page(served: Served) -> None:
+    with served.client() as client:
+        for address in ("/api/v1/nothing", "/api/nothing", "/assets/nothing.js"):
+            answer = client.get(address)
+            assert answer.status_code == 404
+            assert answer.headers["Content-Type"] == "application/json"
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/metrics").text.startswith("#")
 
 
-def test_without_a_session_the_page_says_how_to_get_one_and_nothing_else(client: TestClient) -> None:
-    answer = client.get("/")
-    assert answer.status_code == 401
-    assert "muster login" in answer.text
-    assert "d-aaaa" not in answer.text
+def test_the_policy_lets_nothing_in_from_elsewhere_and_nothing_inline(served: Served) -> None:
+    with httpx.Client(base_url=served.url) as anybody:
+        policy = anybody.get("/").headers["Content-Security-Policy"]
+        page = anybody.get("/").text
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "<style" not in page
+    assert "style=" not in page
+    assert page.count("<script") == page.count('<script type="module" crossorigin src="/assets/')
 
 
-def test_the_page_shows_the_fleet_and_escapes_what_devices_say(client: TestClient) -> None:
-    log_in(client)
-    answer = client.get("/")
-    assert answer.status_code == 200
-    assert "1 of 1 devices online" in answer.text
-    assert answer.text.count("&lt;script&gt;") == 5
-    assert "<script" not in answer.text
+def test_files_that_are_named_by_their_content_are_kept_for_ever(served: Served) -> None:
+    with httpx.Client(base_url=served.url) as anybody:
+        for name, (content, _) in pages.files().items():
+            answer = anybody.get(f"/{name}")
+            assert answer.content == content
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert ("immutable" in answer.headers["Cache-Control"]) is name.startswith("assets/")
 
 
-def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing(client: TestClient) -> None:
-    headers = client.get("/").headers
-    assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
-    assert "unsafe" not in headers["Content-Security-Policy"]
-    assert headers["Cache-Control"] == "no-store"
-    assert client.get("/console.css").headers["Content-Type"].startswith("text/css")
+def test_nothing_outside_the_built_files_is_served(served: Served) -> None:
+    page = pages.files()["index.html"][0]
+    with httpx.Client(base_url=served.url) as anybody:
+        for address in ("/../app.py", "/%2e%2e/app.py", "/assets/..%2f..%2fapp.py", "/.built-from"):
+            answer = anybody.get(address)
+            assert answer.status_code == 404 or answer.content == page
 
 
-def test_a_login_link_works_once(client: TestClient) -> None:
-    bearer = {"Authorization": f"Bearer {client.headers['X-Token']}"}
-    path = client.post("/api/v1/login-links", headers=bearer).json()["path"]
-    assert client.get(path, follow_redirects=False).status_code == 303
-    assert client.get(path, follow_redirects=False).status_code == 401
+def test_without_a_built_console_the_page_says_so_and_the_api_works(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    empty = pages.files(tmp_path / "nothing")
+    monkeypatch.setattr(pages, "files", lambda: empty)
+    with served.client() as client:
+        answer = client.get("/")
+        assert answer.status_code == 503
+        assert "MUSTER_SKIP_CONSOLE" in answer.text
+        assert client.get("/api/v1/whoami").json()["role"] == "admin"
+
+
+def test_a_login_link_works_once_and_a_browser_is_told_kindly(served: Served) -> None:
+    path = served.login_path()
+    with httpx.Client(base_url=served.url) as browser:
+        first = browser.get(path)
+        assert first.status_code == 303
+        assert "HttpOnly" in first.headers["Set-Cookie"]
+        assert "SameSite=strict" in first.headers["Set-Cookie"]
+        assert browser.get("/api/v1/whoami").json()["name"] == "first-admin"
+    with httpx.Client(base_url=served.url) as other:
+        assert other.get(path).status_code == 401
+        kindly = other.get(path, headers={"Accept": "text/html"})
+        assert (kindly.status_code, kindly.headers["Location"]) == (303, "/?login=failed")
+        assert other.get("/api/v1/whoami").status_code == 401
+
+
+def test_a_session_is_opened_with_a_token_from_the_consoles_own_page_only(served: Served) -> None:
+    with httpx.Client(base_url=served.url) as browser:
+        body = {"token": served.token}
+        assert browser.post("/api/v1/sessions", json=body).status_code == 403
+        assert browser.post("/api/v1/sessions", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
+        wrong = browser.post("/api/v1/sessions", json={"token": "mut.a.b"}, headers={"Origin": served.url})
+        assert wrong.status_code == 401
+        assert "muster tokens create" in wrong.json()["error"]
+        assert browser.post("/api/v1/sessions", json=body, headers={"Origin": served.url}).status_code == 204
+        assert browser.get("/api/v1/whoami").json()["role"] == "admin"
+        # and the cookie alone changes nothing when another page sends it
+        assert browser.post("/api/v1/join-tokens", json={}).status_code == 401
+        assert browser.post("/api/v1/join-tokens", json={}, headers={"Origin": served.url}).status_code == 201
+
+
+def test_guessing_tokens_at_the_login_is_slowed_down(served: Served) -> None:
+    with httpx.Client(base_url=served.url, headers={"Origin": served.url}) as browser:
+        answers = [browser.post("/api/v1/sessions", json={"token": "mut.a.b"}).status_code for _ in range(70)]
+    assert answers[0] == 401
+    assert answers[-1] == 429

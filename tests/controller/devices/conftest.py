@@ -17,12 +17,14 @@ from fastapi.testclient import TestClient
 from httpx import Response
 
 from controller.database.connection import Database
+from controller.devices import list_routes
 from controller.devices.authority import Authority
-from controller.devices.fleet import Attempts, Fleet
+from controller.devices.fleet import Fleet
 from controller.devices.routes import router
 from controller.devices.session import DeviceSessions
 from controller.tenants import tokens
 from controller.tenants.access import Principal
+from controller.tenants.attempts import Attempts
 from controller.tenants.guard import install_errors, permit, require_declared
 from wire.codec import encode
 from wire.enrolment import EnrolRequest, TrustBundle, bundle_bytes, parse_token
@@ -100,6 +102,7 @@ def api(tmp_path: Path) -> Api:
         attempts=Attempts(per_minute=40),
     )
     app.state.device_sessions = DeviceSessions(db, b"k" * 32, lambda: now[0])
+    app.include_router(list_routes.router)
     app.include_router(router)
 
     @app.get("/fetch")

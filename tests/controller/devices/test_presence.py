@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from controller.database.connection import Database
-from controller.devices import store
+from controller.devices import list_store, store
 from controller.devices.enrolment import Token
+from controller.devices.list_store import DeviceFilter
 from controller.devices.presence import LATE_AFTER, LOST_AFTER, PresenceState, presence, supersedes
 from controller.tenants.store import add_tenant
 
@@ -54,7 +55,7 @@ def test_the_filter_of_the_list_says_the_same(tmp_path: Path) -> None:
             statement = text("UPDATE devices SET last_seen = :seen, online = :online WHERE id = :id")
             c.execute(statement, {"seen": last_seen, "online": online, "id": f"d-{number}"})
         for state in PresenceState:
-            found = {row.id for row in store.page(c, "default", state=state, now=NOW)}
+            found = {row.id for row in list_store.page(c, "default", DeviceFilter(state=state), NOW)}
             assert found == {f"d-{number}" for number, row in enumerate(TABLE) if row[2] is state}
 
 
