@@ -5,13 +5,19 @@ Invariant: pure; full jitter, so that a fleet that lost its gateway does not com
 
 from __future__ import annotations
 
-from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 BASE: Final = 0.5
 CAP: Final = 60.0
 
 
-def delay(attempt: int, rng: Random) -> float:
+class Rng(Protocol):
+    """The part of ``random.Random`` that is used here."""
+
+    def random(self) -> float:
+        """Return a number from 0 up to 1, without 1."""
+
+
+def delay(attempt: int, rng: Rng) -> float:
     """Return seconds to wait after ``attempt`` failures in a row (from 0): evenly between 0 and a doubling bound."""
-    return rng.uniform(0.0, min(CAP, BASE * 2.0 ** min(attempt, 16)))
+    return rng.random() * min(CAP, BASE * 2.0 ** min(attempt, 16))

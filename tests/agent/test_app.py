@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from aiomqtt import Client, ProtocolVersion, TLSParameters
 
@@ -117,13 +118,15 @@ class Program:
 def program(tmp_path: Path) -> Any:
     found = Program(tmp_path / "data")
     yield found
-    serving = found.serving_pid()
     for process in found.started:
         process.kill()
         process.wait()
-    if serving:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(serving, signal.SIGKILL)
+    # serving outlives its agent, also one that had not told of it yet: it is known by the data directory it was given
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "agent.serving" in words and str(found.data) in words:
+            process.kill()
+            process.wait(10)
 
 
 @pytest.fixture
