@@ -22,6 +22,9 @@ import structlog
 from agent import durable
 from agent.builds.fetch import Fetcher
 from agent.builds.store import Store
+from agent.commands.handling import Commands
+from agent.commands.log_ends import log_ends
+from agent.commands.taken import Taken
 from agent.errors import AgentError, DeviceError, ServingError, UnreachableError, UsageError
 from agent.hardware.description import describe
 from agent.health.report import Reporter
@@ -118,6 +121,13 @@ class Agent:
                 durable.remove(data / STATUS_NAME, "agent.status")  # what an earlier life told
             self._outbox = Outbox(data / "outbox.db")
             stack.callback(self._outbox.close)
+            self._commands = Commands(
+                identity.device,
+                open_command=self._trust.open_command,
+                taken=Taken(data / "commands"),
+                put=self._outbox.put,
+                deeds={"restart": self._restart_serving, "logs": self._collect_logs},
+            )
             store = Store(data / "blobs", self._settings.disk_reserve_bytes)
             self._updates = Updates.open(
                 data,
@@ -173,7 +183,7 @@ class Agent:
                 key_file=self._identity.key_file,
             ),
             self._outbox,
-            {topics.DESIRED: self._take_desired},
+            {topics.DESIRED: self._take_desired, topics.COMMAND: self._commands.hear},
             boot=facts.get("boot_id") or "unknown",
             agent_version=__version__,
             rng=self._rng,
@@ -189,6 +199,7 @@ class Agent:
         return {
             "link": self._session.run(),
             "updates": self._updates.run(),
+            "commands": self._commands.run(),
             "health": reporter.run(),
             "offer": self._offer(),
             "restore": self._restore(),
@@ -224,6 +235,15 @@ class Agent:
                 asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._new_desired.set)
             except AgentError as error:
                 _log.warning("assignment refused", code=error.code, reason=str(error))
+
+    # What it is commanded
+
+    async def _restart_serving(self) -> tuple[str, str]:
+        await self._serving.restart()
+        return f"serving runs again, process {self._serving.pid}", ""
+
+    async def _collect_logs(self) -> tuple[str, str]:
+        return "the ends of the logs", await asyncio.to_thread(log_ends, self._data)
 
     # What serving needs
 

@@ -25,9 +25,11 @@ from controller.console import overview, pages
 from controller.console.live import Changes, LiveQueries, live_router
 from controller.console.playground import Playground, playground_router
 from controller.database.connection import Database
+from controller.devices import command_routes, command_store
 from controller.devices import list_routes as device_list_routes
 from controller.devices import routes as devices_routes
 from controller.devices.authority import CONTROLLER_NAME
+from controller.devices.commands import CommandSender
 from controller.devices.fleet import Fleet
 from controller.devices.registry import Registry
 from controller.devices.reports import Reports
@@ -47,7 +49,7 @@ from controller.telemetry.vitals import LatestVitals, as_json
 from controller.tenants import routes as tenants_routes
 from controller.tenants.access import Principal
 from controller.tenants.guard import install_errors, permit, public, require_declared
-from wire.messages import Ack, ExecutionReport
+from wire.messages import Ack, ExecutionReport, Reply
 from wire.topics import ACK, Channel
 from wire.version import __version__
 
@@ -68,11 +70,12 @@ class Control:
         self._playground = Playground(installation.gateway_url, installation.authority.root_file)
         self._registry = Registry(self._database)
         self._reports = Reports(self._database)
+        self._commands = CommandSender(self._database, installation.assignment_key, self._publish)
         self._rollouts = RolloutLoop(self._database, installation.assignment_key, self._publish)
         self._ingest = Ingest(
             self._database,
             self._series,
-            {ExecutionReport: rollouts_store.record_report},
+            {ExecutionReport: rollouts_store.record_report, Reply: command_store.record_reply},
             self._acknowledge,
             observe=self._vitals.take,
         )
@@ -96,6 +99,7 @@ class Control:
             asyncio.create_task(self._reports.run(), name="reports"),
             asyncio.create_task(self._ingest.run(), name="ingest"),
             asyncio.create_task(self._rollouts.run(), name="rollouts"),
+            asyncio.create_task(self._commands.run(), name="commands"),
             asyncio.create_task(self._sampler.run(), name="fleet sampler"),
             asyncio.create_task(self._seal(), name="audit sealer"),
         ]
@@ -146,6 +150,7 @@ class Control:
         api.state.settings = installation.settings
         api.state.series = self._series
         api.state.vitals = self._vitals
+        api.state.commands = self._commands
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")
         api.state.builder_keys = installation.builder_keys
@@ -167,6 +172,7 @@ class Control:
         api.include_router(playground_router(lambda: self._playground, lambda: self._database))
         for routes in (
             tenants_routes,
+            command_routes,
             device_list_routes,  # before the routes of one device: /devices/facets is no device
             devices_routes,
             builds_routes,

@@ -23,6 +23,7 @@ PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 MANIFEST: Final = "manifest"
 ASSIGNMENT: Final = "assignment"
+COMMAND: Final = "command"
 DEVICE_SESSION: Final = "device-session"
 TUNNEL: Final = "tunnel"
 

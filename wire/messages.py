@@ -15,6 +15,7 @@ from msgspec import Meta
 from wire.codec import Message
 
 Text = Annotated[str, Meta(max_length=4096)]
+REPLY_TEXT = 64 * 1024
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -122,6 +123,26 @@ class Health(Sequenced, frozen=True, kw_only=True):
     """Windows since the last report (wire 4.8)."""
 
     windows: Annotated[list[Window], Meta(max_length=512)]
+
+
+class Command(Message, frozen=True, kw_only=True):
+    """Down, in an envelope: one thing to do now, once (wire 4.9)."""
+
+    id: Annotated[str, Meta(pattern=r"^c-[0-9a-f]{24}\Z")]
+    device: Name
+    kind: Name
+    issued: float
+    expires: float
+
+
+class Reply(Sequenced, frozen=True, kw_only=True):
+    """What became of a command (wire 4.9). outcome: done, failed, refused, expired or interrupted."""
+
+    at: float
+    command: Name
+    outcome: Name
+    detail: Text = ""
+    text: Annotated[str, Meta(max_length=REPLY_TEXT)] = ""
 
 
 class Ack(Message, frozen=True, kw_only=True):

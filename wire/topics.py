@@ -15,7 +15,7 @@ from typing import Final
 
 from wire.codec import Message
 from wire.errors import MalformedError
-from wire.messages import Ack, ExecutionReport, Facts, Health, Heartbeat, Reported, State
+from wire.messages import Ack, ExecutionReport, Facts, Health, Heartbeat, Reply, Reported, State
 
 ROOT: Final = "muster/1"
 DEVICE_ID: Final = re.compile(r"^d-[a-z2-7]{26}\Z")
@@ -47,11 +47,13 @@ FACTS     = Channel("facts",     Direction.UP,   Facts,           1, True,   65_
 REPORTED  = Channel("reported",  Direction.UP,   Reported,        1, True,   65_536)
 EXECUTION = Channel("execution", Direction.UP,   ExecutionReport, 1, False,  32_768)
 HEALTH    = Channel("health",    Direction.UP,   Health,          1, False, 262_144)
+REPLY     = Channel("reply",     Direction.UP,   Reply,           1, False, 262_144)
 DESIRED   = Channel("desired",   Direction.DOWN, None,            1, True,  262_144)
 ACK       = Channel("ack",       Direction.DOWN, Ack,             1, False,   1_024)
+COMMAND   = Channel("command",   Direction.DOWN, None,            1, False,   8_192)
 # fmt: on
 
-CHANNELS: Final = (STATE, HEARTBEAT, FACTS, REPORTED, EXECUTION, HEALTH, DESIRED, ACK)
+CHANNELS: Final = (STATE, HEARTBEAT, FACTS, REPORTED, EXECUTION, HEALTH, REPLY, DESIRED, ACK, COMMAND)
 _BY_NAME: Final = {(channel.direction.value, channel.name): channel for channel in CHANNELS}
 
 

@@ -166,7 +166,7 @@ class Inference:
             await self._refuse(send, loaded.tally if loaded else self.unknown, error)
         else:
             loaded.tally.answered(now() - begun)
-            await respond(send, 200, answer)
+            await respond(send, 200, answer, _times(call.jobs[-1]))
         finally:
             if call is not None:
                 call.close()
@@ -276,6 +276,15 @@ async def respond_error(send: Send, error: RefusedError) -> None:
     if error.status in (408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     await respond(send, error.status, _encode({"error": str(error)}), tuple(headers))
+
+
+def _times(job: Job) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers that say where the time went on this device."""
+    return (
+        _JSON,
+        (b"muster-queue-ms", f"{1000 * job.queued:.3f}".encode()),
+        (b"muster-compute-ms", f"{1000 * job.computed:.3f}".encode()),
+    )
 
 
 def _model_of(request: object) -> str | None:

@@ -41,9 +41,12 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Job:
-    """One admitted request. Await ``future``; call ``release`` when done with it, in every case."""
+    """One admitted request. Await ``future``; call ``release`` when done with it, in every case.
 
-    __slots__ = ("_dispatcher", "arrived", "future", "id", "inputs", "probe", "timer")
+    Once answered: ``queued`` is how long it waited, ``computed`` how long its batch took, both in seconds.
+    """
+
+    __slots__ = ("_dispatcher", "arrived", "computed", "future", "id", "inputs", "probe", "queued", "timer")
 
     def __init__(
         self, dispatcher: Dispatcher, identity: int, inputs: dict[str, Array], arrived: float, probe: bool
@@ -53,6 +56,7 @@ class Job:
         self.inputs = inputs
         self.arrived = arrived
         self.probe = probe
+        self.queued = self.computed = 0.0
         self.future: asyncio.Future[Outputs] = dispatcher.loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
 
@@ -218,7 +222,7 @@ class Dispatcher:
 
     def _finished(self, results: list[Outputs | AgentError], seconds: float) -> None:
         """Hand out the results of the batch that ran (in the event loop)."""
-        jobs, items = self._running, self._running_items
+        jobs, items, since = self._running, self._running_items, self._running_since
         self._running, self._running_items, self._running_since = (), 0, None
         instant = now()
         self._pace = self._pace.observe(items, seconds)
@@ -235,6 +239,7 @@ class Dispatcher:
             if isinstance(result, AgentError):
                 job.future.set_exception(RefusedError(500, str(result), result.code))
             else:
+                job.queued, job.computed = (since or job.arrived) - job.arrived, seconds
                 if not job.probe:
                     self.recent.add(instant - job.arrived, instant)
                 job.future.set_result(result)

@@ -93,6 +93,25 @@ class ServingProcess:
         if not await self._gone(pid, STOP_SECONDS):
             await self._kill(pid)
 
+    async def restart(self) -> None:
+        """End the process, after it has answered what waits, and return once another answers.
+
+        Raises ServingError when none does within ``START_SECONDS``.
+        """
+        old = self.pid
+        if old:
+            try:
+                await self.client.stop()
+            except ServingError:
+                _signal(old, signal.SIGTERM)
+            if not await self._gone(old, STOP_SECONDS):
+                await self._kill(old)
+        until = time.monotonic() + START_SECONDS
+        while self.pid in (0, old):
+            if time.monotonic() > until:
+                raise ServingError(f"serving did not come back: {self.problem}", "start")
+            await asyncio.sleep(0.05)
+
     def _is_stopping(self) -> bool:
         return self._stopping
 

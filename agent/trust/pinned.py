@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from agent.errors import TrustError
 from wire import envelope
 from wire.assignment import Assignment, parse_assignment
+from wire.codec import decode
 from wire.enrolment import TrustBundle
 from wire.errors import SignatureError, VersionError, WireError
 from wire.manifest import Manifest, build_id, parse_manifest
+from wire.messages import Command
 
 
 class Pinned:
@@ -39,6 +41,13 @@ class Pinned:
             return parse_assignment(envelope.open_envelope(data, envelope.ASSIGNMENT, self._assigners))
         except WireError as error:
             raise _refusal("assignment", error) from error
+
+    def open_command(self, data: bytes) -> Command:
+        """Return the command in the envelope ``data``. Raises TrustError as ``open_assignment`` does."""
+        try:
+            return decode(Command, envelope.open_envelope(data, envelope.COMMAND, self._assigners))
+        except WireError as error:
+            raise _refusal("command", error) from error
 
     def open_manifest(self, data: bytes) -> tuple[str, Manifest, bytes]:
         """Return the build id, the manifest and its bytes as signed, from the envelope ``data``.

@@ -115,6 +115,28 @@ certificates = Table(
     Column("expires", Float, nullable=False),
 )
 
+# devices/command_store.py -------------------------------------------------------------------------------------------
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("tenant", ForeignKey("tenants.name"), nullable=False),
+    Column("device", ForeignKey("devices.id"), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # waiting | sent | answered | expired
+    Column("envelope", LargeBinary, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("sent", Float),  # the last time
+    Column("answered", Float),
+    Column("outcome", String(32)),
+    Column("detail", Text),
+    Column("text", Text),
+    Index("commands_by_device", "device", "created"),
+    Index("commands_by_state", "state"),
+)
+
 # builds/store.py ----------------------------------------------------------------------------------------------------
 
 artifacts = Table(  # the files themselves lie in the artifact store, under their SHA-256

@@ -165,7 +165,7 @@ def list_facets(principal: Reader, db: Db) -> dict[str, Any]:
 def list_ids(asked: Annotated[FilterDocument, Query()], principal: Reader, db: Db) -> dict[str, Any]:
     """Return the ids of all devices that match, for a rollout's selector. 400 when there are more than it can name."""
     with db.read() as connection:
-        return {"ids": _matching(connection, principal, asked.value())}
+        return {"ids": matching(connection, principal, asked.value())}
 
 
 @router.post("/devices/tags")
@@ -173,7 +173,7 @@ def change_tags(asked: TagRequest, principal: Writer, db: Db) -> dict[str, Any]:
     """Give or take one tag on many devices; tells how many ``devices`` were meant, and how many ``changed``."""
     now = time.time()
     with db.begin() as connection:
-        ids = asked.devices or _matching(connection, principal, (asked.filter or FilterDocument()).value())
+        ids = asked.devices or matching(connection, principal, (asked.filter or FilterDocument()).value())
         rows = list_store.rows_of(connection, principal.tenant, ids)
         change = list_store.add_tag if asked.action == "tag" else list_store.remove_tag
         changed = change(connection, rows.values(), asked.tag)
@@ -217,7 +217,8 @@ def shown(row: DeviceRow, now: float) -> dict[str, Any]:
     return fields | {"state": presence(fields["last_seen"], fields["online"], now).state.value}
 
 
-def _matching(connection: Connection, principal: Principal, wanted: DeviceFilter) -> list[str]:
+def matching(connection: Connection, principal: Principal, wanted: DeviceFilter) -> list[str]:
+    """Return the ids of the caller's devices that match. Raises InvalidError when they are more than ``MAX_IDS``."""
     found = list_store.ids(connection, principal.tenant, wanted, time.time(), MAX_IDS + 1)
     if len(found) > MAX_IDS:
         raise InvalidError(f"more than {MAX_IDS} devices match: narrow the filter, or use a tag", "too_many_devices")

@@ -20,11 +20,13 @@ from wire.enrolment import EnrolAnswer, EnrolRequest, TrustBundle, fingerprint
 from wire.manifest import Figures, File, Limits, Manifest, Target, Tensor, build_id, parse_manifest
 from wire.messages import (
     Ack,
+    Command,
     ExecutionReport,
     Facts,
     Fault,
     Health,
     Heartbeat,
+    Reply,
     Reported,
     ReportedItem,
     State,
@@ -38,6 +40,22 @@ SHA = "0123456789abcdef" * 4
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 EXAMPLES: dict[str, Message] = {
+    "command": Command(
+        id="c-" + "0123456789ab" * 2,
+        device=DEVICE,
+        kind="restart",
+        issued=1_700_000_000.0,
+        expires=1_700_003_600.0,
+    ),
+    "reply": Reply(
+        stream="stream-1",
+        sequence=9,
+        previous=8,
+        at=1_700_000_001.0,
+        command="c-" + "0123456789ab" * 2,
+        outcome="done",
+        detail="serving runs again, process 7",
+    ),
     "state": State(online=True, boot="1f0c", session=3, agent_version="0.1.0"),
     "heartbeat": Heartbeat(at=1_700_000_000.5, session=3),
     "facts": Facts(

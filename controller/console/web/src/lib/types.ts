@@ -304,5 +304,6 @@ export interface Command {
   expires: number
   answered: number | null
   outcome: string | null
-  text: string | null
+  detail: string | null
+  text?: string | null
 }

@@ -49,6 +49,7 @@ const KINDS: Record<string, Kind> = {
   // commands
   sent: 'busy',
   answered: 'good',
+  interrupted: 'warn',
 }
 
 /** An execution under way has many states: what is not in the table is work. */

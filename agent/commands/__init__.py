@@ -1,0 +1,1 @@
+"""Commands: one thing to do now, once (wire 4.9)."""
