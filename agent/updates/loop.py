@@ -261,38 +261,33 @@ class Updates:
 
     async def _outcome_of_work(self, row: Execution) -> tuple[Event, Fault | None, Result, str | None]:
         """Return what happens to ``row`` next, why, what was measured, and why its build is bad, if it is."""
-        rows = machine.NEXT[row.state]
-        if row.wish is not None and Event(row.wish.value) in rows:
+        if row.wish is not None and machine.honours(row.state, row.wish):
             return Event(row.wish.value), _fault(row, row.wish.value.lower(), _WISHES[row.wish]), Result(), None
         if row.state is S.IDLE:
             return Event.OFFERED, None, Result(), None
         if machine.looped(row.state, row.count):
             return Event.LOOPED, _fault(row, "looped", f"{row.count} transitions without an end"), Result(), None
+        event, fault, result, bad = await self._attempt(row)
+        if row.state is S.CLEANUP:  # tidying up never changes how an execution ended
+            return machine.conclusion(row.outcome), None, result, None
+        return event, fault, result, bad
+
+    async def _attempt(self, row: Execution) -> tuple[Event, Fault | None, Result, str | None]:
         try:
-            result = await self._perform(row, Event.CANCELED in rows)
+            result = await self._perform(row)
         except Stop as stop:
-            if row.state is S.CLEANUP:
-                return machine.conclusion(row.outcome), None, Result(), None
-            return (
-                stop.event,
-                _fault(row, stop.code, str(stop), stop.log_tail),
-                Result(),
-                str(stop) if stop.bad else None,
-            )
+            fault = _fault(row, stop.code, str(stop), stop.log_tail)
+            return stop.event, fault, Result(), str(stop) if stop.bad else None
         except AgentError as error:
             fault = _fault(row, error.code, str(error))
         except Exception as error:
             self._log.exception("an update's work failed in a way that was not foreseen", execution=row.execution)
             fault = _fault(row, "internal", f"{type(error).__name__}: {error}")
         else:
-            if row.state is S.CLEANUP:
-                return machine.conclusion(row.outcome), None, result, None
             return result.event, None, result, None
-        if row.state is S.CLEANUP:  # tidying up never changes how an execution ended
-            return machine.conclusion(row.outcome), None, Result(), None
         return Event.ERROR, fault, Result(), None
 
-    async def _perform(self, row: Execution, stoppable: bool) -> Result:
+    async def _perform(self, row: Execution) -> Result:
         """Run the state's work until it ends, its deadline passes or a wish arrives. Raises Stop or AgentError."""
         limit = deadline(row.state, row.item.policy)
         wished = self._wishes.setdefault(row.component, asyncio.Event())
@@ -320,7 +315,7 @@ class Updates:
                 if wished.is_set():
                     wished.clear()
                     now = self._journal.refresh(row).wish
-                    if now is not None and stoppable:
+                    if now is not None and machine.honours(row.state, now):
                         raise Stop(now.value.lower(), _WISHES[now], event=Event(now.value))
                 elif limit is not None and time.monotonic() - begun < limit:
                     self._note_spent(row, time.monotonic() - begun)

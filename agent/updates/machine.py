@@ -125,6 +125,11 @@ def conclusion(held: ExecutionState | None) -> Event:
     return Event((held or S.FAILED).value)
 
 
+def honours(state: ExecutionState, wish: ExecutionState) -> bool:
+    """Return whether ``wish`` (CANCELED or SUPERSEDED) ends ``state`` early. CLEANUP only concludes."""
+    return state is not S.CLEANUP and Event(wish.value) in NEXT[state]
+
+
 def looped(state: ExecutionState, count: int) -> bool:
     """Return whether ``count`` transitions are too many for ``state``, where it can do something about it."""
     if E.LOOPED not in NEXT[state]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent import durable
 from agent.errors import DeviceError
-from agent.updates import loop
+from agent.updates import effects, loop
 from agent.updates.precheck import Capabilities
 from wire.assignment import Policy
 
@@ -228,6 +229,60 @@ async def test_a_wish_is_honoured_within_seconds(
         else:
             assert serving.active == {"digits": one}
         assert await device.ended("x-faces-1") == "SKIPPED"
+
+
+@pytest.mark.parametrize("wish", ["CANCELED", "SUPERSEDED"])
+async def test_a_wish_after_the_proof_changes_nothing(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    monkeypatch.setattr(effects, "_RETRY_SECONDS", 0.01)
+    one, two, three = (controller.publish(n) for n in (1, 2, 3))
+    await settle(device, controller, one, 1)
+    switch_link, full = durable.switch_link, True
+
+    def refuse(link: Path, target: str | Path, point: str) -> None:
+        if full and point == "slots.committed":
+            raise DeviceError("the disk is full", "disk_full")
+        switch_link(link, target, point)
+
+    monkeypatch.setattr(durable, "switch_link", refuse)
+    faces = controller.item(None, 1, "model:faces")
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        await device.until(lambda: "COMMITTING" in controller.states("x-digits-2"))
+        updates.offer(controller.assignment(3, *([faces] if wish == "CANCELED" else [controller.item(three, 3)])))
+        full = False
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+        if wish == "SUPERSEDED":
+            assert await device.ended("x-digits-3") == "SUCCEEDED"
+        else:
+            assert list(serving.loaded["digits"]) == [two]  # cleaned up as ever
+
+
+async def test_a_withdrawn_build_leaves_nothing_behind(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    before = {path.relative_to(device.root) for path in device.root.rglob("*") if path.is_file()}
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=Policy(probation=60))))
+        await device.until(lambda: "PROBATION" in controller.states("x-digits-2"))
+        updates.cancel("model:digits")
+        assert await device.ended("x-digits-2") == "CANCELED"
+        assert list(serving.loaded["digits"]) == [one]
+    assert {path.relative_to(device.root) for path in device.root.rglob("*") if path.is_file()} == before
+
+
+async def test_a_withdrawn_build_whose_way_back_fails_is_inconsistent(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=Policy(probation=60))))
+        await device.until(lambda: "PROBATION" in controller.states("x-digits-2"))
+        serving.bad[one] = "probe"
+        updates.cancel("model:digits")
+        assert await device.ended("x-digits-2") == "INCONSISTENT"
 
 
 async def test_components_take_turns_but_do_not_block_each_other(device: Any, controller: Any, serving: Any) -> None:
