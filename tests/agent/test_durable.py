@@ -14,6 +14,7 @@ import pytest
 
 from agent import durable
 from agent.errors import DeviceError
+from tests.agent.lossy_disk import LossyDisk
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,54 @@ def cut_at(number: int) -> None:
             raise durable.PowerCut(name)
 
     durable.set_hook(hook)
+
+
+def _sync_a_file(root: Path) -> None:
+    with (root / "file").open("wb") as file:
+        file.write(b"new")
+        durable.sync_file(file, "t")
+    durable.sync_directory(root, "t")
+
+
+def _move(root: Path) -> None:
+    durable.write_atomic(root / "from/file", b"new", "t")
+    durable.replace(root / "from/file", root / "to/file", "t")
+
+
+@pytest.mark.parametrize(
+    ("action", "left"),
+    [
+        (lambda root: durable.write_atomic(root / "file", b"new", "t"), {"file": b"new"}),
+        (_sync_a_file, {"file": b"new"}),
+        (_move, {"to/file": b"new"}),
+        (lambda root: durable.switch_link(root / "link", "target", "t"), {"link": b"target"}),
+        (lambda root: durable.remove(root / "old", "t"), {"old": None}),
+        (lambda root: durable.remove_tree(root / "tree", "t"), {"tree": None}),
+        (lambda root: durable.make_directory(root / "a/b", "t"), {"a": b"", "a/b": b""}),
+    ],
+    ids=["write_atomic", "sync", "replace", "switch_link", "remove", "remove_tree", "make_directory"],
+)
+def test_what_has_returned_survives_a_cut_of_the_worst_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: Callable[[Path], None], left: dict[str, bytes | None]
+) -> None:
+    root = tmp_path / "root"
+    disk = LossyDisk(root, monkeypatch)
+    root.mkdir()
+    for name in ("from", "to", "tree"):
+        durable.make_directory(root / name, "t")
+    durable.write_atomic(root / "old", b"old", "t")
+    before = everything(root)
+    action(root)
+    disk.cut()
+    assert everything(root) == {name: held for name, held in (before | left).items() if held is not None}
+
+
+def everything(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): str(path.readlink()).encode() if path.is_symlink()
+        else b"" if path.is_dir() else path.read_bytes()
+        for path in root.rglob("*")
+    }  # fmt: skip
 
 
 def test_write_atomic_leaves_old_or_new_at_every_cut(tmp_path: Path) -> None:

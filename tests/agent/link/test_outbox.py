@@ -60,6 +60,10 @@ def test_messages_come_in_order_and_each_names_the_one_before(outbox: Outbox) ->
     assert outbox.waiting(0, 1)[0].channel is topics.EXECUTION
 
 
+def test_a_put_waits_for_the_disk(outbox: Outbox) -> None:
+    assert outbox._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
 def test_a_key_counts_once_also_after_its_acknowledgement_and_a_restart(outbox: Outbox, path: Path) -> None:
     outbox.put(ExecutionReport, execution(), "same")
     outbox.put(ExecutionReport, execution(), "same")

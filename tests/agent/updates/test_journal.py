@@ -48,6 +48,12 @@ def test_what_was_taken_is_there_after_reopening(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_commit_waits_for_the_disk(path: Path) -> None:
+    journal = Journal(path)
+    assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: power cuts in tests count on it
+    assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_transition_is_one_row_and_one_report_with_its_own_key(path: Path) -> None:
     journal = Journal(path, now=lambda: 12.5)
     journal.take((1, 1), [item(1)], [])

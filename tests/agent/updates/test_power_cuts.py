@@ -6,7 +6,7 @@ LIVENESS: once the power stays, every execution ends, is reported to have ended 
 
 A cut is a ``PowerCut`` out of ``agent.durable``; from then on every durable step of that agent raises it, and all of
 its files are opened anew. The controller and the serving process are others' machines and keep their memory. What was
-never synced may come back as garbage: the tail of an unfinished download does.
+not synced is lost (`lossy_disk.py`), and the tail of an unfinished download may come back as garbage.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent import durable
+from tests.agent.lossy_disk import LossyDisk
 from wire.assignment import Item
 from wire.execution import TERMINAL
 
@@ -63,7 +64,8 @@ class Power:
 class World:
     """One device through many updates."""
 
-    def __init__(self, device: Any, controller: Any, serving: Any, trial_result: Any) -> None:
+    def __init__(self, device: Any, controller: Any, serving: Any, trial_result: Any, disk: LossyDisk) -> None:
+        self.disk = disk
         self.device, self.controller, self.serving, self.trial_result = device, controller, serving, trial_result
         self.power = Power()
         self.rng = random.Random(7)
@@ -89,8 +91,9 @@ class World:
             durable.set_hook(self.power)
             ended = await self.until_cut(item)
             durable.set_hook(None)
+            if self.power.off:
+                self.lose_what_was_not_synced()
             self.check_safety()
-            self.lose_what_was_not_synced()
         self.has_known_good = self.device.slots.committed(COMPONENT) is not None
         self.check_end(item)
         return ended
@@ -167,10 +170,10 @@ class World:
         return found
 
     def lose_what_was_not_synced(self) -> None:
-        for part in (self.device.root / "blobs/parts").glob("*.part"):
-            data = bytearray(part.read_bytes())
-            keep = self.rng.randint(0, len(data))
-            part.write_bytes(bytes(data[:keep]) + (b"\0" * (len(data) - keep) if self.rng.random() < 0.5 else b""))
+        self.disk.cut()
+        for part in (self.device.root / "blobs/parts").glob("*.part"):  # promised to nobody: may hold anything
+            with part.open("ab") as file:
+                file.write(self.rng.choice([b"", b"\0" * 5000, self.rng.randbytes(5000)]))
 
     def check_end(self, item: Item) -> None:
         ends = [s for s in self.controller.states(item.execution) if s in {state.value for state in TERMINAL}]
@@ -208,9 +211,11 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def world(device: Any, controller: Any, serving: Any, trial_result: Any, quick_disk: Path) -> World:
+def world(
+    device: Any, controller: Any, serving: Any, trial_result: Any, quick_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> World:
     device.root = quick_disk / "device"
-    return World(device, controller, serving, trial_result)
+    return World(device, controller, serving, trial_result, LossyDisk(device.root, monkeypatch))
 
 
 @pytest.mark.parametrize("kind", ["good", "probe", "remove"])
