@@ -68,7 +68,14 @@ def create_join_token(
             tags=request.tags,
             now=time.time(),
         )
-    return {"id": made.id, "token": made.text, "expires": made.expires, "uses": request.uses, "tags": request.tags}
+    return {
+        "id": made.id,
+        "token": made.text,
+        "expires": made.expires,
+        "uses": request.uses,
+        "tags": request.tags,
+        "controller": our_fleet.api_url,
+    }
 
 
 @router.get(

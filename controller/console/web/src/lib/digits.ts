@@ -5,7 +5,7 @@
 export type Stroke = { x: number; y: number }[]
 
 const FINE = 32
-const THICK = 4.4 // of the drawn line, in fine points
+const THICK = 5 // of the drawn line, in fine points: gives as much ink as the images of the data set have
 
 /** Return `size` × `size` values from 0 to 1, row by row; null when nothing was drawn. */
 export function image(strokes: readonly Stroke[], size: number): number[] | null {
