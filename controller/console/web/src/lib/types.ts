@@ -245,7 +245,7 @@ export interface Execution {
   component: string
   generation: number
   build: string | null
-  why: { reasons?: string[] } | null
+  why: string[]
   state: string
   fault: Fault | null
   figures: Record<string, number> | null
