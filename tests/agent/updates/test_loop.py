@@ -517,6 +517,18 @@ async def test_an_agent_that_dies_in_every_trial_gives_the_build_up(device: Any,
     assert fault.code == "looped"
 
 
+async def test_a_restart_goes_on_where_the_table_says(device: Any, controller: Any, serving: Any) -> None:
+    serving.down = True
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(controller.publish(1), 1)))
+        await device.until(lambda: "DEFERRED" in controller.states("x-digits-1"))
+    serving.down = False
+    async with device.running():
+        assert await device.ended("x-digits-1") == "SUCCEEDED"
+    [installing] = [report for report in controller.reports.values() if report["state"] == "INSTALLING"]
+    assert installing["origin"] == "STAGED"
+
+
 async def test_restarts_during_a_download_do_not_count_against_it(device: Any, controller: Any) -> None:
     one = controller.publish(1)
     controller.gate = threading.Event()

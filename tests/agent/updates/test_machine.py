@@ -64,6 +64,15 @@ def test_a_restart_never_goes_forward() -> None:
         assert order.index(RESUME[state]) <= order.index(state)
 
 
+def test_a_restart_does_the_states_work_again_but_where_it_hangs_on_what_is_gone() -> None:
+    for state in (S.WAITING, S.DEFERRED):  # the turn, and what was known of serving, were in memory
+        assert RESUME[state] is S.STAGED
+    for state in machine.BACK:  # nothing is known of serving: the way back begins anew
+        assert RESUME[state] is S.ROLLING_BACK
+    for state in set(S) - {S.WAITING, S.DEFERRED} - machine.BACK:
+        assert RESUME[state] is state
+
+
 @pytest.mark.parametrize("state", [S.INSTALLING, S.WARMING, S.ACTIVATING, S.PROBATION])
 @pytest.mark.parametrize("event", [Event.ERROR, Event.TIMED_OUT, Event.CANCELED, Event.SUPERSEDED, Event.LOOPED])
 def test_whatever_goes_wrong_from_installing_on_goes_back(state: ExecutionState, event: Event) -> None:
