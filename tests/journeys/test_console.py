@@ -381,6 +381,9 @@ def pages(fleet: LocalFleet) -> dict[str, str]:
         "enrol": "/enrol",
         "audit": "/audit",
         "settings": "/settings",
+        "no-device": f"/devices/d-{'z' * 26}",
+        "no-rollout": "/rollouts/r-none",
+        "no-model": "/models/none",
         "missing": "/no/such/page",
     }
 
