@@ -17,6 +17,8 @@ from typing import Final
 
 import msgspec
 
+from agent.errors import DeviceError
+
 MAX_OUTPUT: Final = 64 * 1024
 LOG_TAIL: Final = 4096
 _REASONS: Final = {
@@ -46,7 +48,10 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_trial(directory: Path, memory_bytes: int, deadline: float) -> TrialResult:
-    """Try the build in ``directory`` with at most ``memory_bytes`` (0: no limit) within ``deadline`` seconds."""
+    """Try the build in ``directory`` with at most ``memory_bytes`` (0: no limit) within ``deadline`` seconds.
+
+    Raises DeviceError when no child can be started: that says nothing about the build.
+    """
     command = [sys.executable, "-m", "agent.serving.trial", str(directory), "--deadline", str(math.ceil(deadline) + 1)]
     if memory_bytes > 0:
         command += ["--memory-bytes", str(memory_bytes)]
@@ -60,7 +65,7 @@ async def run_trial(directory: Path, memory_bytes: int, deadline: float) -> Tria
             env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         )
     except OSError as error:
-        return TrialResult(passed=False, reason=f"the trial could not be started: {error}")
+        raise DeviceError(f"the trial of a build cannot be started: {error}; is memory short?", "no_trial") from error
     assert child.stdout is not None
     assert child.stderr is not None
     output = asyncio.create_task(_tail(child.stdout, MAX_OUTPUT))
@@ -72,8 +77,7 @@ async def run_trial(directory: Path, memory_bytes: int, deadline: float) -> Tria
         await _kill(child)
         return TrialResult(passed=False, reason=f"no verdict within {deadline:g} s", log_tail=_text(await errors))
     finally:
-        if child.returncode is None:  # cancelled
-            await _kill(child)
+        await _kill(child)
         await asyncio.gather(output, errors)
     return _judge(status, output.result(), _text(errors.result()), deadline)
 
@@ -99,8 +103,9 @@ def _judge(status: int, output: bytes, log_tail: str, deadline: float) -> TrialR
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:
+    """End the child, if it has not ended, and whatever it has started: the pipes are closed then."""
     with contextlib.suppress(ProcessLookupError):
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)
     await child.wait()
 
 

@@ -62,7 +62,7 @@ class Effects:
         self.turn = Turn()
         self.progress: dict[str, tuple[int, int]] = {}
         self._log = structlog.get_logger()
-        self._work: dict[ExecutionState, Callable[[Execution, float], Awaitable[Result]]] = {
+        self._work: dict[ExecutionState, Callable[[Execution], Awaitable[Result]]] = {
             S.OFFERED: self._offered,
             S.PRECHECK: self._precheck,
             S.DOWNLOADING: self._downloading,
@@ -80,15 +80,15 @@ class Effects:
             S.CLEANUP: self._cleanup,
         }
 
-    async def perform(self, row: Execution, remaining: float) -> Result:
-        """Do the work of ``row.state``, for which ``remaining`` seconds are left. Raises Stop or AgentError."""
+    async def perform(self, row: Execution) -> Result:
+        """Do the work of ``row.state``. Raises Stop or AgentError."""
         if row.state in NEEDS_TURN:
             await self.turn.wait(row.component)
-        return await self._work[row.state](row, remaining)
+        return await self._work[row.state](row)
 
     # Before anything is touched
 
-    async def _offered(self, row: Execution, _remaining: float) -> Result:
+    async def _offered(self, row: Execution) -> Result:
         item, component = row.item, row.component
         if item.build is None:
             if self._slots.committed(component) is None and self._slots.current(component) is None:
@@ -112,7 +112,7 @@ class Effects:
             raise Stop("other_build", f"the manifest is that of {build}, not of {item.build}", event=Event.REJECTED)
         return Result()
 
-    async def _precheck(self, row: Execution, _remaining: float) -> Result:
+    async def _precheck(self, row: Execution) -> Result:
         if row.item.build is None:
             return Result()
         manifest = self._open(row)[0]
@@ -133,7 +133,7 @@ class Effects:
             raise Stop(verdict.code, "; ".join(verdict.reasons), event=event)
         return Result(figures={"download_bytes": float(needed)})
 
-    async def _downloading(self, row: Execution, _remaining: float) -> Result:
+    async def _downloading(self, row: Execution) -> Result:
         if row.item.build is None or await self._whole(row):
             return Result()
         manifest = self._open(row)[0]
@@ -153,33 +153,33 @@ class Effects:
             self.progress.pop(row.component, None)
         return Result(figures={"download_seconds": round(time.monotonic() - begun, 3)})
 
-    async def _verifying(self, row: Execution, _remaining: float) -> Result:
+    async def _verifying(self, row: Execution) -> Result:
         if row.item.build is None or await self._whole(row):
             return Result()
         for file in self._open(row)[0].files:
             await in_thread(functools.partial(self._store.verify, file.sha256, file.size))
         return Result()
 
-    async def _staged(self, row: Execution, _remaining: float) -> Result:
+    async def _staged(self, row: Execution) -> Result:
         if not self.turn.take(row.component):
             return Result(Event.WAIT, f"{self.turn.holder} is being updated")
         if await self.live.state() is None:
             return Result(Event.DEFER, "serving does not answer")
         return Result()
 
-    async def _waiting(self, row: Execution, _remaining: float) -> Result:
+    async def _waiting(self, row: Execution) -> Result:
         await self.turn.wait(row.component)
         if await self.live.state() is None:
             return Result(Event.DEFER, "serving does not answer")
         return Result()
 
-    async def _deferred(self, row: Execution, _remaining: float) -> Result:
+    async def _deferred(self, row: Execution) -> Result:
         self.turn.release(row.component)  # others may come first meanwhile
         await self.live.wait_for_serving()
         await self.turn.wait(row.component)
         return Result()
 
-    async def _installing(self, row: Execution, _remaining: float) -> Result:
+    async def _installing(self, row: Execution) -> Result:
         if row.item.build is None or await self._whole(row):
             return Result()
         manifest, payload, envelope = self._open(row)
@@ -190,7 +190,7 @@ class Effects:
 
     # After it is proven
 
-    async def _committing(self, row: Execution, _remaining: float) -> Result:
+    async def _committing(self, row: Execution) -> Result:
         pause = _RETRY_SECONDS
         while True:  # the build is proven and serves: there is only forward, however long the disk takes
             try:
@@ -202,7 +202,7 @@ class Effects:
             else:
                 return Result()
 
-    async def _cleanup(self, row: Execution, _remaining: float) -> Result:
+    async def _cleanup(self, row: Execution) -> Result:
         """Best effort: what is left over now is found by the next one."""
         self.progress.pop(row.component, None)
         try:

@@ -29,7 +29,7 @@ from wire.manifest import Manifest
 S = ExecutionState
 _TOUCHES_LIVE: Final = frozenset({S.ACTIVATING, S.PROBATION, S.COMMITTING, S.ROLLING_BACK, S.VERIFYING_ROLLBACK})
 """Not cut short by `restore`: the execution itself sees to what is active."""
-_TRIAL_SECONDS: Final = 300.0
+_TRIAL_SECONDS: Final = 300.0  # the build's own fault; a state's deadline that ends sooner convicts nobody
 _PROBE_FAILURES: Final = 2  # in a row
 
 
@@ -66,7 +66,7 @@ class Live:
 
     # The way forward
 
-    async def warm(self, row: Execution, remaining: float) -> Result:
+    async def warm(self, row: Execution) -> Result:
         """Try the build in a child with limits, then load it beside the active one."""
         build = row.item.build
         if build is None:
@@ -75,18 +75,18 @@ class Live:
             manifest = await in_thread(functools.partial(self._slots.verify, row.component, build))
         except TrustError as error:  # this disk, not the build
             raise Stop(error.code, str(error)) from error
-        figures = await self._try(row, manifest, min(remaining, _TRIAL_SECONDS))
+        figures = await self._try(row, manifest)
         self.why[row.component] = "serving does not answer"
         await self.wait_for_serving()
         loaded = await self._serving.load(row.model, build, self._slots.directory(row.component, build))
         return Result(figures={**figures, "load_ms": loaded.load_ms})
 
-    async def _try(self, row: Execution, manifest: Manifest, seconds: float) -> dict[str, float]:
+    async def _try(self, row: Execution, manifest: Manifest) -> dict[str, float]:
         assert row.item.build is not None
         directory = self._slots.directory(row.component, row.item.build)
         limits = manifest.limits
         for last in (False, True):
-            found = await self._trial(directory, limits.max_memory_bytes, seconds)
+            found = await self._trial(directory, limits.max_memory_bytes, _TRIAL_SECONDS)
             if not found.passed:
                 message = f"the trial on this device failed: {found.reason}"
                 raise Stop("trial_failed", message, bad=True, log_tail=found.log_tail)
@@ -106,7 +106,7 @@ class Live:
             "trial_difference": found.difference,
         }
 
-    async def activate(self, row: Execution, _remaining: float) -> Result:
+    async def activate(self, row: Execution) -> Result:
         """Switch the link, then serving. The journal row that says so was written before."""
         begun = time.monotonic()
         build = row.item.build
@@ -121,14 +121,13 @@ class Live:
         await self._ensure(row.component, build)
         return Result(figures={"switch_ms": round(1000 * (time.monotonic() - begun), 3)})
 
-    async def watch(self, row: Execution, _remaining: float) -> Result:
+    async def watch(self, row: Execution) -> Result:
         """Watch the build serve until it is proven or found guilty."""
         build = row.item.build
         if build is None:
             return Result()
         marker = self._journal.last(row.execution, S.PROBATION)
         key = marker.key if marker is not None else ""
-        failures = 0
         while True:  # once more whenever serving has lost the build
             row = self._journal.started(row)
             if row.starts > MAX_STARTS:
@@ -142,7 +141,7 @@ class Live:
                 self._log.warning("serving does not take the build on probation", build=build, reason=str(error))
                 await asyncio.sleep(self._tick)
                 continue
-            begun, pid, probes, asked = time.monotonic(), state.pid, 0, first.requests
+            begun, pid, asked, probes, failures = time.monotonic(), state.pid, first.requests, 0, 0
             while True:
                 state = await self.wait_for_serving()
                 seen = _find(state, row.model, build)
@@ -171,7 +170,7 @@ class Live:
 
     # The way back
 
-    async def roll_back(self, row: Execution, _remaining: float) -> Result:
+    async def roll_back(self, row: Execution) -> Result:
         """Let requests go to the last known good build again, or to none where there was none."""
         begun = time.monotonic()
         good = self._known_good(row.component)
@@ -190,7 +189,7 @@ class Live:
             figures={"rollback_ms": round(1000 * (time.monotonic() - begun), 3)},
         )
 
-    async def verify_rollback(self, row: Execution, _remaining: float) -> Result:
+    async def verify_rollback(self, row: Execution) -> Result:
         """Make sure that the known good build really answers."""
         good = self._slots.committed(row.component)
         reason = "serving does not answer"

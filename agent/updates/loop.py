@@ -294,8 +294,7 @@ class Updates:
         wished.clear()
         self._effects.live.why.pop(row.component, None)
         begun = time.monotonic() - (row.spent if limit is not None else 0.0)
-        left = float("inf") if limit is None else max(0.0, limit - row.spent)
-        work = asyncio.create_task(self._effects.perform(row, left))
+        work = asyncio.create_task(self._effects.perform(row))
         try:
             while True:
                 spent = time.monotonic() - begun

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.errors import DeviceError
 from agent.supervision import trial
 from agent.supervision.trial import run_trial
 from tests.agent.serving.builds import make_build
@@ -93,3 +94,31 @@ async def test_cancelling_ends_the_child(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+async def test_what_the_child_has_started_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(other.pid))"
+    start = "import subprocess; other = subprocess.Popen(['sleep', '60'])"
+    for after, reason in (("sys.exit(3)", "exit code 3"), ("time.sleep(60)", "no verdict within")):
+        child(monkeypatch, tmp_path / "child", f"{start}\n{note}\n{after}")
+        async with asyncio.timeout(20):  # it holds the pipes
+            found = await run_trial(tmp_path, 0, 2.0)
+            while running(int((tmp_path / "pid").read_text())):  # it was sent the signal, and may still be dying
+                await asyncio.sleep(0.005)
+        assert reason in found.reason
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_a_trial_that_cannot_be_started_says_nothing_about_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial.sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(DeviceError, match="cannot be started") as caught:
+        await run_trial(tmp_path, 0, 2.0)
+    assert caught.value.code == "no_trial"

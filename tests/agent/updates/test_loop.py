@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -149,6 +150,43 @@ async def test_a_build_that_fails_its_trial_never_serves(
     assert f"activate {two}" not in serving.calls
     assert f"load {two}" not in serving.calls
     assert serving.active == {"digits": one}
+
+
+async def test_a_deadline_that_is_shorter_than_a_trial_does_not_convict_the_build(
+    device: Any, controller: Any, serving: Any, trial_result: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(_directory: Path, _memory: int, deadline: float) -> Any:
+        await asyncio.sleep(deadline - 0.05)
+        return trial_result(passed=False, reason="no verdict in time")
+
+    build = controller.publish(1)
+    async with device.running() as updates:
+        with monkeypatch.context() as patch:
+            patch.setattr(updates._effects.live, "_trial", slow)
+            updates.offer(controller.assignment(1, controller.item(build, 1, policy=Policy(install_deadline=0.3))))
+            assert await device.ended("x-digits-1") == "FAILED"
+        assert controller.reports["x-digits-1/8"]["fault"].code == "deadline"
+        updates.offer(controller.assignment(2, controller.item(build, 2)))
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+
+
+async def test_probes_that_a_dying_serving_process_left_unanswered_do_not_convict_the_build(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = controller.publish(1)
+    probe, deaths = serving.probe, 2
+
+    async def probe_dying(model: str, build: str) -> Any:
+        nonlocal deaths
+        if deaths:
+            deaths -= 1
+            serving.restart()
+        return await probe(model, build)
+
+    monkeypatch.setattr(serving, "probe", probe_dying)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(one, 1)))
+        assert await device.ended("x-digits-1") == "SUCCEEDED"
 
 
 async def test_a_first_build_that_fails_is_removed(device: Any, controller: Any, serving: Any) -> None:
