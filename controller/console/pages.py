@@ -8,13 +8,14 @@ never.
 
 from __future__ import annotations
 
+import gzip
 import mimetypes
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
 from controller.errors import NotFoundError
@@ -44,26 +45,40 @@ _WHY_OPEN: Final = "the console's own files, the same for everybody; what they s
 router = APIRouter(tags=["console"])
 
 
+class File(NamedTuple):
+    """One built file: as it is, packed by gzip, and its media type."""
+
+    content: bytes
+    packed: bytes
+    kind: str
+
+
 @cache
-def files(static: Path = STATIC) -> dict[str, tuple[bytes, str]]:
-    """Return every file of the console with its media type, by its path below the root; read once."""
+def files(static: Path = STATIC) -> dict[str, File]:
+    """Return every file of the console by its path below the root; read and packed once."""
     found = {}
     for path in sorted(static.rglob("*")):
         name = PurePosixPath(path.relative_to(static)).as_posix()
         if path.is_file() and not name.startswith("."):
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            found[name] = (path.read_bytes(), "text/javascript" if name.endswith(".js") else kind)
+            content = path.read_bytes()
+            packed = gzip.compress(content, 9, mtime=0)
+            found[name] = File(content, packed, "text/javascript" if name.endswith(".js") else kind)
     return found
 
 
 @router.get("/{path:path}", dependencies=[Depends(public(_WHY_OPEN))], include_in_schema=False)
-def page(path: str) -> Response:
+def page(path: str, request: Request) -> Response:
     """Return a file of the console, or the page itself for the addresses that it knows how to show."""
     held = files()
     if path.startswith(("api/", "metrics", "healthz", "readyz")) or (path.startswith("assets/") and path not in held):
         raise NotFoundError("there is nothing at this address", "http_404")
     if not held:
         return HTMLResponse(_MISSING, 503, HEADERS)
-    content, kind = held.get(path) or held["index.html"]
-    keep = _FOR_EVER if path.startswith("assets/") else "no-store" if kind == "text/html" else "max-age=3600"
-    return Response(content, media_type=kind, headers=HEADERS | {"Cache-Control": keep})
+    file = held.get(path) or held["index.html"]
+    keep = _FOR_EVER if path.startswith("assets/") else "no-store" if file.kind == "text/html" else "max-age=3600"
+    headers = HEADERS | {"Cache-Control": keep, "Vary": "Accept-Encoding"}
+    # nothing secret is in these files, so packing them tells nobody anything
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(file.packed, media_type=file.kind, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(file.content, media_type=file.kind, headers=headers)

@@ -43,15 +43,19 @@ def test_the_policy_lets_nothing_in_from_elsewhere_and_nothing_inline(served: Se
 
 def test_files_that_are_named_by_their_content_are_kept_for_ever(served: Served) -> None:
     with httpx.Client(base_url=served.url) as anybody:
-        for name, (content, _) in pages.files().items():
+        for name, file in pages.files().items():
             answer = anybody.get(f"/{name}")
-            assert answer.content == content
+            assert answer.content == file.content  # unpacked by the client
+            assert answer.headers["Content-Encoding"] == "gzip"
+            plain = anybody.get(f"/{name}", headers={"Accept-Encoding": "identity"})
+            assert plain.content == file.content
+            assert "Content-Encoding" not in plain.headers
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             assert ("immutable" in answer.headers["Cache-Control"]) is name.startswith("assets/")
 
 
 def test_nothing_outside_the_built_files_is_served(served: Served) -> None:
-    page = pages.files()["index.html"][0]
+    page = pages.files()["index.html"].content
     with httpx.Client(base_url=served.url) as anybody:
         for address in ("/../app.py", "/%2e%2e/app.py", "/assets/..%2f..%2fapp.py", "/.built-from"):
             answer = anybody.get(address)
