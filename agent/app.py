@@ -35,9 +35,9 @@ from agent.instance import notify, single_instance, watch_owner
 from agent.link import backoff
 from agent.link.outbox import Outbox
 from agent.link.session import Endpoint, Session
-from agent.serving_protocol import ServingState
+from agent.serving_protocol import STATUS_NAME, ServingState
 from agent.settings import Settings
-from agent.status import STATUS_NAME, Status
+from agent.status import Status
 from agent.supervision.process import ServingProcess
 from agent.supervision.trial import run_trial
 from agent.trust.pinned import Pinned

@@ -23,6 +23,7 @@ import msgspec
 VERSION: Final = 1
 HEADER: Final = "Muster-Serving-Protocol"
 SOCKET_NAME: Final = "serving.sock"
+STATUS_NAME: Final = "status.json"  # what the agent leaves for people, and serving shows
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,18 +6,16 @@ Invariant: looking changes nothing, and works whether an agent runs or not.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from agent.errors import AgentError
 from agent.identity.enrol import load_identity
 from agent.instance import is_running
-from agent.serving_protocol import SOCKET_NAME
+from agent.serving_protocol import SOCKET_NAME, STATUS_NAME
 from agent.supervision.client import ServingClient
 from wire.messages import Reported
-
-STATUS_NAME: Final = "status.json"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

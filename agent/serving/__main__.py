@@ -27,7 +27,7 @@ from agent.serving.models import Models
 from agent.serving.repository import Repository
 from agent.serving.server import Server
 from agent.serving.tunnel import Tunnel
-from agent.serving_protocol import SOCKET_NAME
+from agent.serving_protocol import SOCKET_NAME, STATUS_NAME
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ async def _serve_data(data: Path, host: str, port: int, owner_pid: int) -> None:
         address: tuple[str, int] = http.getsockname()[:2]
         stop = hosting.Stop()
         models = Models(ActiveFile(data / "serving"))
-        server = Server(models)
+        server = Server(models, status_file=data / STATUS_NAME)
         rng = random.Random()
         tunnel = Tunnel(Inward(server), models.served, lambda attempt: delay(attempt, rng))
         models.on_change = tunnel.poke

@@ -6,8 +6,10 @@ is served, except in a standalone repository, whose routes are handed in.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,17 +23,21 @@ from starlette.routing import BaseRoute, Route
 from agent.serving.answer import Inference, Receive, Scope, Send
 from agent.serving.metrics import CONTENT_TYPE, Metrics, ModelFigures
 from agent.serving.models import Loaded, Models
-from agent.serving.page import HEADERS, page
+from agent.serving.page import HEADERS, page, read_status
 from agent.serving.refusal import RefusedError
 from agent.serving.runtimes import TensorSpec
 from wire.version import __version__
 
 
 class Server:
-    """The ASGI application for ``models``. extra: further routes (a standalone repository's)."""
+    """The ASGI application for ``models``.
 
-    def __init__(self, models: Models, extra: Sequence[BaseRoute] = ()) -> None:
+    extra: further routes (a standalone repository's). status_file: where the agent beside it says how it stands.
+    """
+
+    def __init__(self, models: Models, extra: Sequence[BaseRoute] = (), status_file: Path | None = None) -> None:
         self.models = models
+        self._status_file = status_file
         self.inference = Inference(models)
         self._metrics = Metrics(self._figures)
         self._started = time.monotonic()
@@ -121,7 +127,8 @@ class Server:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def _page(self, _: Request) -> Response:
-        return HTMLResponse(page(self.models.describe(), self.models.draining), headers=HEADERS)
+        status = await asyncio.to_thread(read_status, self._status_file)
+        return HTMLResponse(page(self.models.describe(), self.models.draining, status), headers=HEADERS)
 
     async def _never(self, _: Request) -> Response:
         raise HTTPException(404, "not found")

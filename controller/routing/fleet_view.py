@@ -23,6 +23,7 @@ from controller.tenants import tokens
 from controller.tenants.access import Principal
 
 POLL_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 5.0  # a look takes milliseconds, but the machine may be busy and the database away
 MAX_TOKEN: Final = 256  # characters
 
 log = structlog.get_logger()
@@ -87,10 +88,10 @@ class FleetView:
     async def looked_again(self) -> None:
         """Wait until the registry was looked at once more: what is unknown now may have been stored just now.
 
-        It also slows down whoever guesses. Ends after three polls at the latest.
+        It also slows down whoever guesses. Ends after ``LOOK_SECONDS`` at the latest.
         """
         try:
-            async with asyncio.timeout(3 * POLL_SECONDS):
+            async with asyncio.timeout(LOOK_SECONDS):
                 if self._looking:
                     await self._looked.wait()  # this look began before what is looked for may have been stored
                 await self._looked.wait()

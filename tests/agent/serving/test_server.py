@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 
 from agent.serving import listen
@@ -13,6 +14,7 @@ from agent.serving.answer import MAX_BODY
 from agent.serving.build import Build
 from agent.serving.hosting import HttpServer
 from agent.serving.models import Models
+from agent.serving.page import page, read_status
 from agent.serving.server import Server
 from tests.agent.serving.builds import answer, as_json, make_model, request
 
@@ -226,4 +228,23 @@ async def test_the_page_is_small_and_escaped(served: Served, tmp_path: Path) -> 
     assert "<b>x" not in reply.text
     assert "script" not in reply.text
     assert len(reply.content) < 6000
-    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_page_says_how_the_agent_stands_as_far_as_it_told(tmp_path: Path) -> None:
+    item = {"component": "model:<b>", "build": "b-1", "state": "SUCCEEDED"}
+    told = {"device": "d-x", "controller": "https://c:7070", "link": "no route <i>", "reported": {"items": [item]}}
+    file = tmp_path / "status.json"
+    assert read_status(file) == read_status(None) == {}
+    file.write_bytes(orjson.dumps(told))
+    shown = page([], False, read_status(file))
+    assert "not connected</b>: no route &lt;i&gt;" in shown
+    assert "model:&lt;b&gt;" in shown
+    assert "d-x" in shown
+    file.write_bytes(orjson.dumps(told | {"link": "up"}))
+    assert "connected</b>" in page([], False, read_status(file))
+    for broken in (b"", b"[1]", b'{"a": ', b"\xff", orjson.dumps({"reported": {"items": "x"}}), b"x" * 300_000):
+        file.write_bytes(broken)
+        assert page([], False, read_status(file)).endswith("</html>")
