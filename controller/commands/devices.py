@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
@@ -11,9 +12,11 @@ import typer
 from controller.commands.client import Api, read_login
 from controller.commands.options import AsJson, Limit
 from controller.commands.output import data, messages, show_fields, show_json, show_table, when
-from controller.errors import ConflictError, UnavailableError
+from controller.errors import ConflictError, NotFoundError, UnavailableError
 
 ANSWER_SECONDS: Final = 60.0
+_ID: Final = re.compile(r"d-[a-z2-7]{26}\Z")
+DeviceName = Annotated[str, typer.Argument(metavar="DEVICE", help="A device's id, or its name.")]
 
 app = typer.Typer(no_args_is_help=True, help="Devices of the fleet.")
 
@@ -44,28 +47,46 @@ def list_devices(
 
 
 @app.command()
-def show(device: str, as_json: AsJson = False) -> None:
+def show(device: DeviceName, as_json: AsJson = False) -> None:
     """Show one device: facts with evidence, and what runs."""
-    show_fields(Api(read_login()).get(f"/api/v1/devices/{device}"), as_json)
+    api = Api(read_login())
+    show_fields(api.get(f"/api/v1/devices/{id_of(api, device)}"), as_json)
 
 
 @app.command()
-def restart(device: str, as_json: AsJson = False) -> None:
+def restart(device: DeviceName, as_json: AsJson = False) -> None:
     """Restart serving on a device, and wait for its answer."""
     show_answer(_commanded(device, "restart"), as_json)
 
 
 @app.command()
-def logs(device: str, as_json: AsJson = False) -> None:
+def logs(device: DeviceName, as_json: AsJson = False) -> None:
     """Show the ends of a device's own logs."""
     show_answer(_commanded(device, "logs"), as_json)
 
 
 @app.command()
-def revoke(device: str) -> None:
+def revoke(device: DeviceName) -> None:
     """Take a device out of the fleet: it is refused everywhere from now on."""
-    Api(read_login()).delete(f"/api/v1/devices/{device}")
-    messages.print(f"{device} is revoked")
+    api = Api(read_login())
+    found = id_of(api, device)
+    api.delete(f"/api/v1/devices/{found}")
+    messages.print(f"{found} is revoked")
+
+
+def id_of(api: Api, device: str) -> str:
+    """Return the id of the device that has this id or name. Raises NotFoundError, or ConflictError for several."""
+    if _ID.match(device):
+        return device
+    listed = api.get("/api/v1/devices", q=device, limit=500)["devices"]
+    named = [row["id"] for row in listed if row["name"] == device]
+    if not named:
+        raise NotFoundError(f"no device is named {device!r}: see `muster devices list`", "no_device")
+    if len(named) > 1:
+        raise ConflictError(
+            f"{len(named)} devices are named {device!r}: use an id, {', '.join(named[:5])}", "ambiguous"
+        )
+    return str(named[0])
 
 
 def show_answer(answer: Mapping[str, Any], as_json: bool) -> None:
@@ -82,7 +103,7 @@ def show_answer(answer: Mapping[str, Any], as_json: bool) -> None:
 
 def _commanded(device: str, kind: str) -> Mapping[str, Any]:
     api = Api(read_login())
-    made = api.post(f"/api/v1/devices/{device}/commands", {"kind": kind})
+    made = api.post(f"/api/v1/devices/{id_of(api, device)}/commands", {"kind": kind})
     until = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < until:
         command: Mapping[str, Any] = api.get(f"/api/v1/commands/{made['id']}")

@@ -158,6 +158,8 @@ def test_a_device_shows_its_evidence_and_why_it_runs_this_build(console: Tab, fl
     page = console.visit(f"/devices/{devices(fleet)['device-3']}", "device-3")
     console.settled()
     expect(page.get_by_text("in a rule of generic-")).to_be_visible()
+    enrolled = page.locator("dt:text-is('Enrolled') + dd time")
+    assert re.search(r"2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC", enrolled.get_attribute("title") or "")
     expect(page.get_by_text("Why this build for this device")).to_be_visible()
     expect(page.get_by_text("Why the gate let it pass")).to_be_visible()
     page.locator("summary", has_text="succeeded").first.click()

@@ -245,6 +245,13 @@ def test_a_second_controller_in_the_same_place_is_refused(fleet: LocalFleet) -> 
     assert "already runs" in done.stderr
 
 
+def test_a_device_that_is_not_there_is_named(fleet: LocalFleet) -> None:
+    for command in ("show", "restart", "logs"):
+        done = muster(fleet, "devices", command, "device-99")
+        assert done.returncode == 3, done.stderr
+        assert "no device is named 'device-99'" in done.stderr
+
+
 def test_a_person_without_rights_is_told_which_rule(fleet: LocalFleet) -> None:
     made = json.loads(muster(fleet, "tokens", "create", "watcher", "--role", "viewer", "--json").stdout)
     with fleet.api() as api:
