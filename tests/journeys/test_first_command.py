@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.journeys.local_fleet import ANY_PORTS
 
 pytestmark = pytest.mark.journey
 ROOT = Path(__file__).parents[2]
-KEPT = ("PIP_", "SSL_CERT", "REQUESTS_CA", "CURL_CA")
+KEPT = ("PIP_", "NPM_CONFIG_", "SSL_CERT", "REQUESTS_CA", "CURL_CA", "NODE_EXTRA_CA")
 
 
 def newcomer(home: Path) -> tuple[list[str], dict[str, str]]:
@@ -46,6 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for config in (".config/pip", ".pip"):
         if (Path.home() / config).is_dir():
             shutil.copytree(Path.home() / config, place / config)
+    if (Path.home() / ".npmrc").is_file():
+        shutil.copy(Path.home() / ".npmrc", place / ".npmrc")
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         for path in (place, *place.rglob("*")):
@@ -124,14 +127,12 @@ def test_the_curl_line_works_as_pasted(tmp_path: Path) -> None:
         answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
         assert '"model_name":"digits"' in answer.stdout.replace(" ", "")
         link = next(text.strip() for text in screen if "/login/" in text)
-        page = subprocess.run(
-            ["curl", "-s", "-L", "-b", "", "-c", str(tmp_path / "jar"), link],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        assert "1 of 1 devices online" in page.stdout
-        assert "digits" in page.stdout
+        with httpx.Client(follow_redirects=True) as browser:
+            page = browser.get(link).raise_for_status()
+            assert page.url.path == "/"
+            assert "<title>Muster</title>" in page.text
+            shown = browser.get(page.url.copy_with(path="/api/v1/overview")).raise_for_status().json()
+        assert shown["devices"] == {"online": 1, "late": 0, "lost": 0, "total": 1}
+        assert [run["component"] for run in shown["runs"]] == ["model:digits"]
     finally:
         assert fleet.stop() == 0
