@@ -74,15 +74,17 @@ def measure(browser: Browser, url: str, token: str, controller: psutil.Process, 
     log_in(context, url, token)
     heard: list[int] = []
     pages = [open_list(context, heard)]
-    time.sleep(2)
+    pages[0].wait_for_timeout(2000)
     heard.clear()
-    before = main_thread(context, pages[0])
-    with_one = share(controller, seconds)
-    busy = (main_thread(context, pages[0]) - before) / seconds
+    session = context.new_cdp_session(pages[0])
+    session.send("Performance.enable")
+    before = main_thread(session)
+    with_one = share(controller, seconds, pages[0])
+    busy = (main_thread(session) - before) / seconds
     feed = sum(heard) / seconds
     pages += [open_list(context, heard) for _ in range(4)]
-    time.sleep(2)
-    with_five = share(controller, seconds)
+    pages[0].wait_for_timeout(2000)
+    with_five = share(controller, seconds, pages[0])
     context.close()
     kept = max(loads) <= FIRST_LOAD_KB
     return [
@@ -136,19 +138,19 @@ def open_list(context: Any, heard: list[int]) -> Any:
     return page
 
 
-def main_thread(context: Any, page: Any) -> float:
-    """Return the seconds of work that the page's main thread has done so far."""
-    session = context.new_cdp_session(page)
-    session.send("Performance.enable")
+def main_thread(session: Any) -> float:
+    """Return the seconds of work that a page's main thread has done since ``session`` began to count."""
     found = {entry["name"]: entry["value"] for entry in session.send("Performance.getMetrics")["metrics"]}
-    session.detach()
     return float(found["TaskDuration"])
 
 
-def share(process: psutil.Process, seconds: float) -> float:
-    """Return the processor time of ``process`` over ``seconds``, in percent of a core."""
+def share(process: psutil.Process, seconds: float, page: Any = None) -> float:
+    """Return the processor time of ``process`` over ``seconds``, in percent of a core. ``page`` hears meanwhile."""
     before = sum(process.cpu_times()[:2])
-    time.sleep(seconds)
+    if page is None:
+        time.sleep(seconds)
+    else:
+        page.wait_for_timeout(1000 * seconds)
     return 100 * (sum(process.cpu_times()[:2]) - before) / seconds
 
 

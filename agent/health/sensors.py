@@ -80,10 +80,13 @@ class Sensors:
         self._ticks_per_second = os.sysconf("SC_CLK_TCK")
         self._page = os.sysconf("SC_PAGE_SIZE")
 
-    def read(self, processes: Mapping[str, int], now: float) -> Readings:
-        """Return one pass; ``processes`` are process ids by name, ``now`` seconds of a clock that only goes forward."""
+    def read(self, processes: Mapping[str, int], now: float, *, pss: bool = True) -> Readings:
+        """Return one pass; ``processes`` are process ids by name, ``now`` seconds of a clock that only goes forward.
+
+        pss: whether to have the kernel walk through the processes' page tables, which costs milliseconds.
+        """
         zone, temperature = self._temperature()
-        found = {name: self._process(name, pid, now) for name, pid in processes.items()}
+        found = {name: self._process(name, pid, now, pss) for name, pid in processes.items()}
         for name in self._spent.keys() - processes.keys():
             del self._spent[name]
         return Readings(
@@ -104,7 +107,7 @@ class Sensors:
         except OSError:
             return None
 
-    def _process(self, name: str, pid: int, now: float) -> ProcessReading:
+    def _process(self, name: str, pid: int, now: float, pss: bool) -> ProcessReading:
         before = self._spent.pop(name, None)
         # The program's name stands in brackets and may hold anything: fields are counted after the last bracket.
         fields = (self._files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
@@ -117,7 +120,7 @@ class Sensors:
             self._spent[name] = spent
             if before and (before.pid, before.started) == (pid, started) and now > before.at:
                 cpu = max(0.0, (spent.ticks - before.ticks) / self._ticks_per_second / (now - before.at))
-        rollup = self._files.text(f"/proc/{pid}/smaps_rollup")
+        rollup = self._files.text(f"/proc/{pid}/smaps_rollup") if pss else None
         rss = _kilobytes(rollup, "Rss")
         if rss is None and pages is not None:
             rss = pages * self._page
