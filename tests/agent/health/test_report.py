@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from agent.errors import DeviceError, ServingError
-from agent.health.report import MAX_BUILDS, Counts, Reporter
+from agent.health.report import MAX_BUILDS, SAMPLES, Counts, Reporter
 from agent.health.sensors import Sensors
 from agent.link.outbox import Outbox
 from agent.serving_protocol import LoadedBuild, ServingState
@@ -189,6 +189,22 @@ async def test_run_reports_until_it_is_cancelled(tmp_path: Path) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_the_dearest_reading_is_taken_once_a_window(sensors: Sensors) -> None:
+    far = Far(state(build(), pid=os.getpid()))
+    reporter = far.reporter(sensors)
+    asked: list[bool] = []
+    read = sensors.read
+
+    def counted(*arguments: Any, pss: bool) -> Any:
+        asked.append(pss)
+        return read(*arguments, pss=pss)
+
+    sensors.read = counted  # type: ignore[method-assign]
+    for _ in range(2 * SAMPLES):
+        await reporter.sample()
+    assert asked == [True, *[False] * (SAMPLES - 1)] * 2
 
 
 def added(counts: Counts, *arguments: Any, **more: Any) -> list[tuple[str, int, int]]:
