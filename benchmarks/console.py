@@ -37,7 +37,7 @@ from wire.messages import Health, Window
 DEVICES = 1000
 EVERY = 10  # seconds between two reports of a device
 FIRST_LOAD_KB = 200.0
-FLAGS = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
 
 
 def main() -> None:
@@ -51,9 +51,8 @@ def main() -> None:
     try:
         url, token = ours.recv()
         program = os.environ.get("MUSTER_CHROMIUM") or shutil.which("chromium") or "chromium"
-        flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=program, args=flags)
+            browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
             figures = measure(browser, url, token, psutil.Process(controller.pid), arguments.seconds)
             browser.close()
     finally:

@@ -13,7 +13,10 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "build/console/web/node_modules/axe-core/axe.min.js"
+# Only pages of our own are opened. The browser's sandbox is for others, and neither root nor a user without new
+# privileges can have it.
 FLAGS = [
+    *("--no-sandbox", "--disable-dev-shm-usage"),
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
@@ -24,9 +27,8 @@ SECONDS = 15.0
 def chromium() -> Iterator[Browser]:
     """Run a browser."""
     program = os.environ.get("MUSTER_CHROMIUM") or "/usr/bin/chromium"
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
         browser.close()
 
