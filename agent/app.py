@@ -22,8 +22,8 @@ import structlog
 from agent import durable
 from agent.builds.fetch import Fetcher
 from agent.builds.store import Store
+from agent.commands.deeds import deeds
 from agent.commands.handling import Commands
-from agent.commands.log_ends import log_ends
 from agent.commands.taken import Taken
 from agent.errors import AgentError, DeviceError, ServingError, UnreachableError, UsageError
 from agent.hardware.description import describe
@@ -126,7 +126,7 @@ class Agent:
                 open_command=self._trust.open_command,
                 taken=Taken(data / "commands"),
                 put=self._outbox.put,
-                deeds={"restart": self._restart_serving, "logs": self._collect_logs},
+                deeds=deeds(self._serving, data),
             )
             store = Store(data / "blobs", self._settings.disk_reserve_bytes)
             self._updates = Updates.open(
@@ -235,15 +235,6 @@ class Agent:
                 asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._new_desired.set)
             except AgentError as error:
                 _log.warning("assignment refused", code=error.code, reason=str(error))
-
-    # What it is commanded
-
-    async def _restart_serving(self) -> tuple[str, str]:
-        await self._serving.restart()
-        return f"serving runs again, process {self._serving.pid}", ""
-
-    async def _collect_logs(self) -> tuple[str, str]:
-        return "the ends of the logs", await asyncio.to_thread(log_ends, self._data)
 
     # What serving needs
 

@@ -66,10 +66,9 @@ class Commands:
 
     async def run(self) -> None:
         """Answer for what a restart has cut off, then do what comes, until cancelled."""
-        await self._guarded(self._answer_interrupted)
+        await self._guarded(self._answer_interrupted())
         while True:
-            command = await self._waiting.get()
-            await self._guarded(lambda command=command: self._do(command))  # type: ignore[misc]
+            await self._guarded(self._do(await self._waiting.get()))
 
     async def _answer_interrupted(self) -> None:
         for command in await asyncio.to_thread(self._taken.all):
@@ -106,9 +105,9 @@ class Commands:
         }
         await asyncio.to_thread(self._put, Reply, fields, f"command-{command}")
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, work: Awaitable[None]) -> None:
         try:
-            await work()
+            await work
         except DeviceError as error:  # the disk takes nothing now: the controller sends it again
             _log.error("command cannot be taken now", reason=str(error))
 

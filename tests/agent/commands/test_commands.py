@@ -193,14 +193,22 @@ async def test_another_devices_command_is_not_done(device: Device) -> None:
 
 
 async def test_a_full_disk_leaves_the_command_for_later(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    tried = asyncio.Event()
+
     def full(*_: Any) -> None:
+        loop.call_soon_threadsafe(tried.set)
         raise DeviceError("the disk is full", "disk_full")
 
     with monkeypatch.context() as patched:
         patched.setattr(durable, "write_atomic", full)
-        assert await device.hear(sealed(command()), replies=0) == []
-        await asyncio.sleep(0.05)
+        device.commands.hear(sealed(command()))
+        running = asyncio.create_task(device.commands.run())
+        await asyncio.wait_for(tried.wait(), 5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
     assert device.done == []
+    assert device.outbox.pending() == 0
     (reply,) = await device.hear(sealed(command()), replies=1)
     assert reply.outcome == "done"
 

@@ -192,7 +192,9 @@ async def test_too_many_watches_are_refused(served: Served) -> None:
     async with tab(served) as page:
         for id_ in range(1, live.MAX_WATCHES + 2):
             await page.say(watch=id_, path=f"/api/v1/devices?limit={id_}")
-        await page.until(lambda: page.socket.close_code == 1008, "the stream is closed")
+        await page.until(lambda: page.socket.close_code is not None, "the stream is closed")
+        assert page.socket.close_code == 1008
+        assert f"at most {live.MAX_WATCHES}" in (page.socket.close_reason or "")
 
 
 async def test_nobody_gets_in_without_a_credential_or_from_another_site(served: Served) -> None:
