@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
@@ -36,6 +37,7 @@ LONGEST: Final = 2.0  # without any change a query is answered again so often: t
 CREDENTIAL_SECONDS: Final = 5.0  # so often a page's session is looked at again
 MAX_WATCHES: Final = 24  # of one page
 MAX_PAGES: Final = 200
+MAX_PAGES_EACH: Final = 40  # of one token
 MAX_MESSAGE: Final = 8192
 MAX_ANSWER: Final = 4 * 1024**2
 _PREFIX: Final = "/api/v1/"
@@ -118,14 +120,14 @@ class LiveQueries:
         self._application = application
         self._changes = changes
         self._queries: dict[tuple[str, str], SharedQuery] = {}
-        self._pages = 0
+        self._pages: Counter[str] = Counter()  # by the id of their token
 
     async def serve(self, socket: WebSocket, principal: Principal) -> None:
         """Serve one page until it goes or its session ends."""
-        if self._pages >= MAX_PAGES:
+        if self._pages.total() >= MAX_PAGES or self._pages[principal.id] >= MAX_PAGES_EACH:
             await socket.close(1013, "as many pages are open as may be: close some")
             return
-        self._pages += 1
+        self._pages[principal.id] += 1
         page = Page(principal)
         await socket.accept()
         try:
@@ -136,7 +138,7 @@ class LiveQueries:
         except* WebSocketDisconnect:
             pass
         finally:
-            self._pages -= 1
+            self._pages -= Counter({principal.id: 1})  # an entry of none goes
             for id_ in list(page.watched):
                 self._unwatch(page, id_)
 

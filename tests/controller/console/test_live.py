@@ -197,6 +197,25 @@ async def test_too_many_watches_are_refused(served: Served) -> None:
         assert f"at most {live.MAX_WATCHES}" in (page.socket.close_reason or "")
 
 
+async def test_one_token_opens_so_many_pages_and_no_more_and_a_closed_one_makes_room(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MAX_PAGES_EACH", 1)
+    async with tab(served) as first:
+        await first.until(lambda: first.heard, "it is open")
+        with pytest.raises(InvalidStatus):
+            async with tab(served):
+                pass
+    for _ in range(200):  # the server hears of the closed one a moment later
+        try:
+            async with tab(served) as second:
+                await second.until(lambda second=second: second.heard, "it is open")
+            break
+        except InvalidStatus:
+            await asyncio.sleep(0.01)
+    assert second.heard
+
+
 async def test_nobody_gets_in_without_a_credential_or_from_another_site(served: Served) -> None:
     url = served.url.replace("http", "ws") + "/api/v1/live"
     with pytest.raises(InvalidStatus) as refused:
