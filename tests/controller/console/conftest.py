@@ -70,6 +70,7 @@ class Served:
                         "facts": None,
                         "agent_version": "0.1.0",
                         "boot": "b",
+                        "revoked": None,
                     }
                     | row
                     for row in rows
