@@ -108,6 +108,10 @@ class Live:
 
     async def activate(self, row: Execution) -> Result:
         """Switch the link, then serving. The journal row that says so was written before."""
+        self.why[row.component] = "what was served before is still being restored"
+        async with self._restoring:  # one that begins from here on leaves this component alone
+            pass
+        self.why[row.component] = "serving does not answer"
         begun = time.monotonic()
         build = row.item.build
         if build is None:
@@ -116,7 +120,6 @@ class Live:
             await self._serving.remove(row.model)
             return Result()
         self._slots.activate(row.component, build)
-        self.why[row.component] = "serving does not answer"
         await self.wait_for_serving()
         await self._ensure(row.component, build)
         return Result(figures={"switch_ms": round(1000 * (time.monotonic() - begun), 3)})
@@ -245,8 +248,7 @@ class Live:
                         if active is not None:
                             await self._serving.remove(model)
                     elif active is None or active.build != good:
-                        await in_thread(functools.partial(self._slots.verify, component, good))
-                        await self._ensure(component, good)
+                        await self._ensure(component, await self._sound(component, good))
                 except AgentError as error:
                     failed.append(component)
                     self._log.error("cannot restore what was served", component=component, reason=str(error))
@@ -262,6 +264,21 @@ class Live:
             self._slots.commit(component, previous)
             return previous
         return committed
+
+    async def _sound(self, component: str, good: str) -> str:
+        """Return ``good`` if its bytes are right, else the one before, which is then committed. Raises TrustError."""
+        try:
+            await in_thread(functools.partial(self._slots.verify, component, good))
+        except TrustError as error:
+            previous = self._slots.previous(component)
+            if previous is None or previous == good:
+                raise
+            await in_thread(functools.partial(self._slots.verify, component, previous))
+            self._log.error("the known good build has rotted; going back to the one before", reason=str(error))
+            self._slots.commit(component, previous)
+            self._slots.activate(component, previous)
+            return previous
+        return good
 
     async def _ensure(self, component: str, build: str) -> LoadedBuild:
         """Load ``build`` unless it is loaded, and let requests go to it. Returns its counters. Raises AgentError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent import durable
+from agent.builds.slots import Slots
 from agent.errors import DeviceError
 from agent.updates import effects, loop
 from agent.updates.precheck import Capabilities
@@ -440,6 +442,69 @@ async def test_a_damaged_known_good_build_gives_way_to_the_one_before(
         assert await updates.restore() == []
         assert serving.active == {"digits": one}
         assert device.slots.committed("model:digits") == device.slots.current("model:digits") == one
+
+
+def rot(path: Path) -> None:
+    """Change one byte of the file, and not its size."""
+    with path.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+
+
+async def test_a_rotten_known_good_build_gives_way_to_the_one_before(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    await settle(device, controller, two, 2)
+    home = device.root / "builds/model/digits"
+    rot(home / two / "model.onnx")
+    serving.restart()
+    async with device.running() as updates:
+        assert await updates.restore() == []
+        assert serving.active == {"digits": one}
+        assert device.slots.committed("model:digits") == device.slots.current("model:digits") == one
+        rot(home / one / "model.onnx")  # now there is no good one: said, and nothing wrong is served
+        serving.restart()
+        assert await updates.restore() == ["model:digits"]
+        assert serving.active == {}
+        assert device.slots.committed("model:digits") == one
+
+
+async def test_what_has_rotted_is_fetched_again(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    await settle(device, controller, two, 2)
+    rot(device.root / "builds/model/digits" / one / "model.onnx")
+    await settle(device, controller, one, 3)
+    assert serving.active == {"digits": one}
+
+
+async def test_a_restore_that_takes_long_does_not_undo_an_update(
+    device: Any, controller: Any, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    serving.restart()
+    serving.calls.clear()
+    verify, card_answers = Slots.verify, threading.Event()
+
+    def slow(slots: Slots, component: str, build: str, check: Any = lambda: None) -> Any:
+        if build == one:
+            assert card_answers.wait(20)
+        return verify(slots, component, build, check)
+
+    monkeypatch.setattr(Slots, "verify", slow)
+    async with device.running() as updates:  # which restores what is committed
+        updates.offer(controller.assignment(2, controller.item(two, 2)))
+        await device.until(lambda: "ACTIVATING" in controller.states("x-digits-2"))
+        with contextlib.suppress(TimeoutError):  # it waits for the restore, and must not get past it
+            await device.ended("x-digits-2", 0.3)
+        card_answers.set()
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
+        await device.until(lambda: f"activate {one}" in serving.calls)
+        assert serving.active == {"digits": two}
 
 
 async def test_a_broken_journal_is_set_aside_and_serving_goes_on(device: Any, controller: Any, serving: Any) -> None:
