@@ -83,15 +83,10 @@ class ServingProcess:
         """End the process, after it has answered what waits; it is not started again."""
         self._stopping = True
         pid = self.client.peer_pid()
-        if pid is None:
-            return
-        try:
-            await self.client.stop()
-        except ServingError as error:
-            log.warning("serving does not stop when asked, sending a signal", reason=str(error))
-            _signal(pid, signal.SIGTERM)
-        if not await self._gone(pid, STOP_SECONDS):
-            await self._kill(pid)
+        if pid is not None:
+            await self._end(pid)
+        elif self._child is not None and self._child.poll() is None:  # it is still starting: nobody there to ask
+            await self._end(self._child.pid, ask=False)
 
     async def restart(self) -> None:
         """End the process, after it has answered what waits, and return once another answers.
@@ -100,12 +95,7 @@ class ServingProcess:
         """
         old = self.pid
         if old:
-            try:
-                await self.client.stop()
-            except ServingError:
-                _signal(old, signal.SIGTERM)
-            if not await self._gone(old, STOP_SECONDS):
-                await self._kill(old)
+            await self._end(old)
         until = time.monotonic() + START_SECONDS
         while self.pid in (0, old):
             if time.monotonic() > until:
@@ -119,20 +109,28 @@ class ServingProcess:
         pid = self.client.peer_pid()
         if pid is not None:
             try:
-                state = await self.client.state()
+                state = await self._patient_state()
             except ServingError as error:
                 if not self._settings.serving_managed:
                     raise
                 log.warning("the serving process that runs cannot be used, ending it", pid=pid, reason=str(error))
-                _signal(pid, signal.SIGTERM)
-                if not await self._gone(pid, STOP_SECONDS):
-                    await self._kill(pid)
+                await self._end(pid, ask=False)
             else:
                 log.info("serving adopted", pid=state.pid, port=state.http_port)
                 return state
         if not self._settings.serving_managed:
             raise ServingError(f"no serving process answers at {self._data / SOCKET_NAME}; start it", "unreachable")
         return await self._start()
+
+    async def _patient_state(self) -> ServingState:
+        """Return the state of the process that runs: one that is only slow is not to lose what it serves."""
+        for _ in range(MISSES - 1):
+            try:
+                return await self.client.state()
+            except ServingError as error:
+                if error.code != "timeout":
+                    raise
+        return await self.client.state()
 
     async def _start(self) -> ServingState:
         settings = self._settings
@@ -219,6 +217,19 @@ class ServingProcess:
         """Collect the exit status of our own child, so that it does not stay as a zombie."""
         if self._child is not None and self._child.pid == pid:
             self._child.poll()
+
+    async def _end(self, pid: int, *, ask: bool = True) -> None:
+        """End process ``pid``: by its own protocol, else by a signal that it may answer, else by one that it cannot."""
+        if ask:
+            try:
+                await self.client.stop()
+            except ServingError as error:
+                log.warning("serving does not stop when asked, sending a signal", reason=str(error))
+                ask = False
+        if not ask:
+            _signal(pid, signal.SIGTERM)
+        if not await self._gone(pid, STOP_SECONDS):
+            await self._kill(pid)
 
     async def _kill(self, pid: int) -> None:
         _signal(pid, signal.SIGKILL)

@@ -190,6 +190,38 @@ async def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(data) == 110
 
 
+async def test_stop_ends_a_process_that_is_still_starting(
+    tmp_path: Path, supervise: Callable[..., ServingProcess]
+) -> None:
+    process = supervise()
+    await until(lambda: process._child is not None)  # it has begun, and listens nowhere yet
+    assert process._child is not None
+    assert process.client.peer_pid() is None
+    await process.stop()
+    assert process._child.poll() is not None
+    await until(lambda: process.task.done())  # type: ignore[attr-defined]
+
+
+async def test_a_slow_process_is_asked_again_before_it_is_replaced(
+    tmp_path: Path, supervise: Callable[..., ServingProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[ServingState] = []
+    old = supervise(states.append)
+    await until(lambda: states)
+    old.task.cancel()  # type: ignore[attr-defined]
+    real, late = client_module.ServingClient.state, [1, 2]
+
+    async def state(self: client_module.ServingClient, seconds: float = 5.0) -> ServingState:
+        if late and late.pop():
+            raise ServingError("serving did not answer within 10 s", "timeout")
+        return await real(self, seconds)
+
+    monkeypatch.setattr(client_module.ServingClient, "state", state)
+    supervise(states.append)
+    await until(lambda: len(states) == 2)
+    assert states[0].pid == states[1].pid
+
+
 async def test_stop_without_a_process_is_nothing(tmp_path: Path) -> None:
     with contextlib.suppress(ServingError):
         await ServingProcess(Settings(data=str(tmp_path))).stop()
