@@ -35,6 +35,7 @@ from agent.instance import notify, single_instance, watch_owner
 from agent.link import backoff
 from agent.link.outbox import Outbox
 from agent.link.session import Endpoint, Session
+from agent.parts import cancel, first_end, until
 from agent.serving_protocol import STATUS_NAME, ServingState
 from agent.settings import Settings
 from agent.status import Status
@@ -52,6 +53,8 @@ PORTS_NAME: Final = "ports.json"
 CREDENTIAL_SECONDS: Final = 3600.0
 _LOOK_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 5.0
+_MISSING_SECONDS: Final = 60.0
+_CLOCK_JUMP: Final = 30.0  # seconds, less than which nobody minds
 
 _log = structlog.get_logger()
 
@@ -80,7 +83,7 @@ async def run(settings: Settings, join: Callable[[], Identity] | None = None) ->
     try:
         identity = load_identity(data)
         if identity is None and join is not None:
-            identity = await _until(end, _join(join))
+            identity = await until(end, _join(join))
         if end.is_set():
             return
         if identity is None:
@@ -147,13 +150,13 @@ class Agent:
                 description = await asyncio.to_thread(describe, data=data)
                 tasks += [asyncio.create_task(part, name=name) for name, part in self._parts(description).items()]
                 _log.info("agent started", device=identity.device, profile=description["profile"], data=str(data))
-                await _until(end, _first_end(tasks))
+                await until(end, first_end(tasks))
                 _log.info("agent ends", reason="asked to, or its owner is gone")
-                await _cancel(tasks[1:])
+                await cancel(tasks[1:])
                 if self._settings.serving_managed:
                     await self._serving.stop()
             finally:
-                await _cancel(tasks)
+                await cancel(tasks)
 
     def _fetcher(self, store: Store) -> Fetcher:
         credentials, identity = self._credentials, self._identity
@@ -206,6 +209,7 @@ class Agent:
             "tunnel": self._keep_tunnel(),
             "tell": self._tell(),
             "watch": self._watch_serving(),
+            "clock": self._watch_clock(),
             "ready": self._say_ready(),
         }
 
@@ -267,7 +271,8 @@ class Agent:
             self._restored.set()
             self._changed.set()
             if missing:
-                _log.warning("some components could not be brought back", components=missing)
+                _log.warning("some components could not be brought back; trying again later", components=missing)
+                asyncio.get_running_loop().call_later(_MISSING_SECONDS, self._started.set)
 
     async def _keep_tunnel(self) -> None:
         """Hand serving a credential for its tunnel: after each start, and when half of its life is over."""
@@ -288,6 +293,18 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._tunnel.wait()
+
+    async def _watch_clock(self) -> None:
+        """Sign and judge anew when the clock was set, or stood still in a sleep: boards begin with a wrong time."""
+        known = time.time() - time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = time.time() - time.monotonic()
+            if abs(now - known) > _CLOCK_JUMP:
+                _log.info("the clock was set", seconds=round(now - known))
+                known = now
+                self._tunnel.set()
+                self._new_desired.set()
 
     # What is told
 
@@ -370,31 +387,3 @@ async def _join(join: Callable[[], Identity]) -> Identity:
                 _log.warning("cannot enrol yet; trying again", reason=told)
         await asyncio.sleep(backoff.delay(attempt, rng))
         attempt += 1
-
-
-async def _until(end: asyncio.Event, work: Coroutine[Any, Any, Any]) -> Any:
-    """Return what ``work`` returns, or None when ``end`` was set before."""
-    task, waiting = asyncio.create_task(work), asyncio.create_task(end.wait())
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        await _cancel([task, waiting])
-
-
-async def _first_end(tasks: list[asyncio.Task[None]]) -> None:
-    """Raise why the first of ``tasks`` ended: none of them should."""
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        error: BaseException | None = task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if error is not None:
-            raise error
-        raise DeviceError(f"a part of the agent ended: {task.get_name()}; start the agent again", "ended")
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
