@@ -1,6 +1,7 @@
 """The agent's settings: defaults, then a TOML file, then ``MUSTER_*`` variables; read once, then frozen.
 
-Invariant: an unknown key or a value of the wrong type stops the start with a message that names it. Identity is not a
+Invariant: an unknown key in the file or a value of the wrong type stops the start with a message that names it;
+variables that are not ours are left alone, for the controller's have the same prefix. Identity is not a
 setting: it is made at enrolment and lies in the data directory.
 """
 
@@ -10,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -35,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner_pid: int = 0
     health_interval: Annotated[float, Meta(ge=1, le=3600)] = 10.0
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 128 * 1024**2
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def data_directory(self) -> Path:

@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from agent.errors import ControllerError, DeviceError, UnreachableError, UsageEr
 
 TIMEOUT: Final = 15.0  # seconds for the whole exchange
 LIMIT: Final = 256 * 1024
+_NOT_YET_VALID: Final = 9  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,9 @@ def exchange(
 ) -> bytes:
     """Return the body of a 2xx answer.
 
-    Raises UnreachableError (nobody there, too slow, not HTTP, 5xx, 429) or ControllerError (any other status, with the
-    controller's words and code; a certificate that does not descend from the pinned CA).
+    Raises UnreachableError (nobody there, too slow, not HTTP, 5xx, 429, this device's clock is behind) or
+    ControllerError (any other status, with the controller's words and code; a certificate that does not descend from
+    the pinned CA).
     """
     connection = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
     late = threading.Event()
@@ -98,6 +101,12 @@ def exchange(
         answer = connection.getresponse()
         data = answer.read(limit + 1)
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code == _NOT_YET_VALID:  # boards without a clock begin in the past, until the network tells
+            raise UnreachableError(
+                f"{address} has a certificate that is not valid yet: it is {time.strftime('%Y-%m-%d %H:%M')} by this "
+                "device's clock; set it, or wait until it is set",
+                "clock",
+            ) from error
         raise ControllerError(
             f"{address} is not the controller that this device trusts: {error.verify_message}", "wrong_controller"
         ) from error

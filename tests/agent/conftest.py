@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import os
 import secrets
 import socket
 import ssl
@@ -113,7 +114,7 @@ class Mosquitto:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            ["/usr/sbin/mosquitto", "-c", str(self.directory / "mosquitto.conf")],
+            [os.environ.get("MUSTER_MOSQUITTO") or "/usr/sbin/mosquitto", "-c", str(self.directory / "mosquitto.conf")],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

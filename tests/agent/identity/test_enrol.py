@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import datetime
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,22 @@ def test_a_server_outside_the_pinned_ca_gets_no_token(far: Any, data: Path, auth
         join(far, data, str(JoinToken("default", "a" * 16, "b" * 32, enrolment.fingerprint(raw))))
     assert info.value.code == "wrong_controller"
     assert far.requests == []
+
+
+def test_a_clock_that_is_behind_is_named_and_waited_for(
+    far: Any, data: Path, authority: Any, device_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuing = sys.modules[type(authority).__module__]
+    monkeypatch.setattr(issuing, "NOW", issuing.NOW + datetime.timedelta(days=2))  # type: ignore[attr-defined]
+    later = type(far)(type(authority)(tmp_path), device_id)
+    try:
+        with pytest.raises(UnreachableError, match="clock") as info:  # `muster-agent run` tries these again
+            join(later, data)
+    finally:
+        later.server.shutdown()
+        later.server.server_close()
+    assert info.value.code == "clock"
+    assert later.requests == []
 
 
 def test_a_certificate_for_another_host_is_not_believed(far: Any, data: Path) -> None:
