@@ -56,6 +56,32 @@ class Wanted(StrEnum):
     ROLLBACK = "rollback"
 
 
+_LEADS_TO: Final = {
+    Wanted.RUN: S.RUNNING,
+    Wanted.PAUSE: S.PAUSED,
+    Wanted.ABORT: S.CANCELED,
+    Wanted.ROLLBACK: S.ROLLING_BACK,
+}
+_FINAL: Final = {Wanted.ABORT: "aborted", Wanted.ROLLBACK: "rolled back"}  # what begins with them is not taken back
+
+
+def order(state: RolloutState, before: Wanted, asked: Wanted) -> tuple[bool, str]:
+    """Return whether ``asked`` is new to a rollout in ``state`` that was ordered ``before``, and why it cannot be.
+
+    What was ordered before may not have been carried out yet, so that it counts more than the state.
+    """
+    if before is asked and (asked in _FINAL or state in LIVE):
+        return False, ""
+    if before in _FINAL and state in LIVE and not (before is Wanted.ABORT and asked is Wanted.ROLLBACK):
+        return False, f"it is being {_FINAL[before]}"
+    undone = state in LIVE and state is _LEADS_TO[asked]
+    if not undone and _LEADS_TO[asked] not in NEXT[state]:
+        return False, f"it is {state} and cannot become {_LEADS_TO[asked]}"
+    if state is S.PENDING and asked is Wanted.ROLLBACK:
+        return False, "it has not begun: abort it"
+    return True, ""
+
+
 class StageState(StrEnum):
     """A stage that has begun."""
 

@@ -23,7 +23,7 @@ from controller.rollouts import store
 from controller.rollouts.fleet_store import FleetReader
 from controller.rollouts.look import fleet_of, open_rollouts, with_claims, with_executions
 from controller.rollouts.loop import new_id
-from controller.rollouts.model import CONCLUDED, NEXT, Rollout, RolloutState, Wanted
+from controller.rollouts.model import CONCLUDED, Rollout, RolloutState, Wanted, order
 from controller.rollouts.policy import parse_policy, parse_selector, policy_schema
 from controller.rollouts.preview import dry_run, gate_now
 from controller.rollouts.store import AnyRow
@@ -208,25 +208,25 @@ def show_rollout(rollout: str, principal: Reader, db: Db, reader: Reading) -> di
 @router.post("/rollouts/{rollout}/pause")
 def pause_rollout(rollout: str, principal: Writer, db: Db) -> dict[str, Any]:
     """Give it to no further device; those that have begun finish."""
-    return _order(rollout, Wanted.PAUSE, RolloutState.PAUSED, principal, db)
+    return _order(rollout, Wanted.PAUSE, principal, db)
 
 
 @router.post("/rollouts/{rollout}/resume")
 def resume_rollout(rollout: str, principal: Writer, db: Db) -> dict[str, Any]:
     """Go on. After a gate has paused it, the failures so far are forgiven."""
-    return _order(rollout, Wanted.RUN, RolloutState.RUNNING, principal, db)
+    return _order(rollout, Wanted.RUN, principal, db)
 
 
 @router.post("/rollouts/{rollout}/abort")
 def abort_rollout(rollout: str, principal: Writer, db: Db) -> dict[str, Any]:
     """Stop, and take back what devices have not finished."""
-    return _order(rollout, Wanted.ABORT, RolloutState.CANCELED, principal, db)
+    return _order(rollout, Wanted.ABORT, principal, db)
 
 
 @router.post("/rollouts/{rollout}/rollback")
 def roll_back_rollout(rollout: str, principal: Writer, db: Db) -> dict[str, Any]:
     """Bring every device of this rollout back to what it ran before, also after the rollout has succeeded."""
-    return _order(rollout, Wanted.ROLLBACK, RolloutState.ROLLING_BACK, principal, db)
+    return _order(rollout, Wanted.ROLLBACK, principal, db)
 
 
 @router.get("/rollouts/{rollout}/executions")
@@ -279,17 +279,14 @@ def show_execution(execution: str, principal: Reader, db: Db) -> dict[str, Any]:
     return _execution(row) | {"events": told}
 
 
-def _order(rollout: str, wanted: Wanted, leads_to: RolloutState, principal: Principal, db: Database) -> dict[str, Any]:
+def _order(rollout: str, wanted: Wanted, principal: Principal, db: Database) -> dict[str, Any]:
     now = time.time()
     with db.begin() as connection:
         row = _find(connection, principal, rollout)
-        state = RolloutState(row.state)
-        repeated = state is leads_to or row.wanted == wanted.value
-        if not repeated and leads_to not in NEXT[state]:
-            raise ConflictError(f"rollout {rollout} is {state}: it cannot become {leads_to}", "wrong_state")
-        if state is RolloutState.PENDING and wanted is Wanted.ROLLBACK:
-            raise ConflictError(f"rollout {rollout} has not begun: abort it", "wrong_state")
-        if not repeated:
+        new, obstacle = order(RolloutState(row.state), Wanted(row.wanted), wanted)
+        if obstacle:
+            raise ConflictError(f"rollout {rollout}: {obstacle}", "wrong_state")
+        if new:
             store.set_wanted(connection, rollout, wanted, now)
             record(
                 connection,

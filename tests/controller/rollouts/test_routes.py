@@ -121,6 +121,48 @@ async def test_orders_and_their_audit_rows(client: Client, site: Any) -> None:
     assert audited == ["releases.create", "rollouts.create", "rollouts.pause", "rollouts.run", "rollouts.rollback"]
 
 
+async def test_the_newest_order_holds_also_when_the_one_before_was_not_carried_out(client: Client, site: Any) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    rollout = (await client("POST", "/rollouts", {"release": await release(client)}, status=201))["id"]
+    await site.loop.turn()
+    for orders, state in ((("pause", "resume"), "RUNNING"), (("pause",), "PAUSED"), (("resume", "pause"), "PAUSED")):
+        for order in orders:
+            await client("POST", f"/rollouts/{rollout}/{order}", status=200)
+        await site.loop.turn()
+        assert site.state(rollout) == state, orders
+
+
+async def test_an_abort_cannot_be_taken_back_but_a_rollback_can_follow(client: Client, site: Any) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    rollout = (await client("POST", "/rollouts", {"release": await release(client)}, status=201))["id"]
+    await site.loop.turn()
+    await client("POST", f"/rollouts/{rollout}/abort", status=200)
+    for order in ("resume", "pause"):
+        refused = await client("POST", f"/rollouts/{rollout}/{order}", status=409)
+        assert "abort" in refused["error"]
+    await site.settle()
+    assert site.state(rollout) == "CANCELED"
+    await client("POST", f"/rollouts/{rollout}/abort", status=200)  # again is no error
+    await client("POST", f"/rollouts/{rollout}/resume", status=409)
+    await client("POST", f"/rollouts/{rollout}/rollback", status=200)
+    await client("POST", f"/rollouts/{rollout}/abort", status=409)
+    await site.settle()
+    assert site.state(rollout) == "ROLLED_BACK"
+    await client("POST", f"/rollouts/{rollout}/rollback", status=200)
+
+
+async def test_what_has_concluded_is_not_said_to_go_on(client: Client, site: Any) -> None:
+    site.add_devices(range(1))
+    site.add_build(1)
+    rollout = (await client("POST", "/rollouts", {"release": await release(client)}, status=201))["id"]
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    for order in ("resume", "pause", "abort"):
+        assert (await client("POST", f"/rollouts/{rollout}/{order}", status=409))["code"] == "wrong_state"
+
+
 async def test_roles_and_tenants(client: Client, site: Any) -> None:
     site.add_build(1)
     made = await release(client)
