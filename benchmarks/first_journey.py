@@ -34,7 +34,7 @@ def main() -> None:
             if (Path.home() / name).is_dir():
                 shutil.copytree(Path.home() / name, home / name)
         total, after_downloads = run(home, environment)
-        second, _ = run(home, environment)
+        second, second_answer = run(home, environment)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     figures = [
@@ -46,11 +46,12 @@ def main() -> None:
             after_downloads < AFTER_DOWNLOADS_S,
         ),
         Figure(
-            "second start, whole command until it has stopped again",
-            f"{second:.1f} s",
-            f"answer within {SECOND_START_S:.0f} s",
-            second < SECOND_START_S,
+            "second start: start to answer",
+            f"{second_answer:.1f} s",
+            f"< {SECOND_START_S:.0f} s",
+            second_answer < SECOND_START_S,
         ),
+        Figure("second start, whole command until it has stopped again", f"{second:.1f} s"),
     ]
     show("The first journey", figures, arguments.json)
 
