@@ -121,12 +121,10 @@ class Effects:
             missing = {f.sha256: f.size for f in manifest.files if not self._store.has(f.sha256, f.size)}
             needed = sum(missing.values())
         verdict = precheck.check(
-            row.item.build,
             manifest,
             row.model,
             self._capabilities(),
             Room(needed, self._store.free(), self._store.reserve),
-            self._journal.bad_builds(),
         )
         if isinstance(verdict, Unfit):
             event = Event.REJECTED if verdict.lasting else Event.ERROR

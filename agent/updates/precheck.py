@@ -1,4 +1,4 @@
-"""Does this build fit this device? Decided before a byte of it is fetched.
+"""Does this build fit this device? Decided before a byte of its files is fetched.
 
 Invariant: a pure function of the manifest and of what the device is and has now. Says no with every reason at once.
 Does not measure anything: the trial on the device does that (`effects.py`).
@@ -44,21 +44,9 @@ class Unfit:
     lasting: bool
 
 
-def check(
-    build: str,
-    manifest: Manifest,
-    model: str,
-    device: Capabilities,
-    room: Room,
-    bad: Mapping[str, str],
-) -> Fits | Unfit:
-    """Decide whether ``build`` may be brought about as ``model`` on ``device``.
-
-    bad: builds that failed here before, with the reason.
-    """
+def check(manifest: Manifest, model: str, device: Capabilities, room: Room) -> Fits | Unfit:
+    """Decide whether the build may be brought about as ``model`` on ``device``."""
     found: list[tuple[str, str]] = []
-    if build in bad:
-        found.append(("bad_build", f"{build} failed on this device before: {bad[build]}"))
     if manifest.model != model:
         found.append(("other_model", f"the manifest describes {manifest.model!r}, the item asks for {model!r}"))
     target = manifest.target

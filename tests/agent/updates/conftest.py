@@ -223,6 +223,8 @@ class FakeServing:
         await self._enter(f"activate {build}")
         if build not in self.loaded.get(model, {}):
             raise ServingError("not loaded", "unknown_build")
+        current = self.loaded[model][build].with_name("current")
+        assert str(current.readlink()) == build, "the link that a restart goes by does not name it yet"
         self.active[model] = build
         return self._tell(model, build)
 

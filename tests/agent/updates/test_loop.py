@@ -82,9 +82,12 @@ async def test_what_is_committed_already_is_skipped_and_an_offer_repeated_is_not
     await settle(device, controller, one, 1)
     async with device.running() as updates:
         updates.offer(controller.assignment(1, controller.item(one, 1)))
-        updates.offer(controller.assignment(2, controller.item(one, 2)))
+        renamed = msgspec.structs.replace(controller.item(one, 1), execution="x-other")
+        updates.offer(controller.assignment(2, renamed))  # the same generation is the same work, whatever its name
+        updates.offer(controller.assignment(3, controller.item(one, 2)))
         assert await device.ended("x-digits-2") == "SKIPPED"
-        updates.offer(controller.assignment(2, controller.item(one, 2)))
+        updates.offer(controller.assignment(3, controller.item(one, 2)))
+    assert controller.states("x-other") == []
     assert controller.states("x-digits-2") == ["OFFERED", "SKIPPED"]
     assert controller.states("x-digits-1") == HAPPY
 
@@ -479,6 +482,37 @@ async def test_what_has_rotted_is_fetched_again(device: Any, controller: Any, se
     rot(device.root / "builds/model/digits" / one / "model.onnx")
     await settle(device, controller, one, 3)
     assert serving.active == {"digits": one}
+
+
+async def test_a_restore_leaves_a_build_on_probation_alone(device: Any, controller: Any, serving: Any) -> None:
+    one, two = controller.publish(1), controller.publish(2)
+    await settle(device, controller, one, 1)
+    async with device.running() as updates:
+        updates.offer(controller.assignment(2, controller.item(two, 2, policy=Policy(probation=60))))
+        await device.until(lambda: "PROBATION" in controller.states("x-digits-2"))
+        serving.calls.clear()
+        assert await updates.restore() == []
+        assert serving.active == {"digits": two}
+        assert f"activate {one}" not in serving.calls
+
+
+async def test_what_rots_before_its_trial_is_not_tried_and_not_the_builds_fault(
+    device: Any, controller: Any, serving: Any
+) -> None:
+    build = controller.publish(1)
+    serving.hang = f"trial {build}"
+    async with device.running() as updates:
+        updates.offer(controller.assignment(1, controller.item(build, 1)))
+        await device.until(lambda: serving.hang in serving.calls)
+    rot(device.root / "builds/model/digits" / build / "model.onnx")
+    serving.calls.clear()
+    serving.hang = ""
+    async with device.running() as updates:
+        assert await device.ended("x-digits-1") == "FAILED"
+        assert controller.reports["x-digits-1/8"]["fault"].code == "wrong_hash"
+        assert f"trial {build}" not in serving.calls
+        updates.offer(controller.assignment(2, controller.item(build, 2)))
+        assert await device.ended("x-digits-2") == "SUCCEEDED"
 
 
 async def test_a_restore_that_takes_long_does_not_undo_an_update(

@@ -10,7 +10,6 @@ import pytest
 from agent.updates.precheck import Capabilities, Fits, Room, Unfit, check
 from wire.manifest import Figures, File, Limits, Manifest, Target, Tensor
 
-BUILD = "b-" + "0" * 32
 TENSOR = Tensor(name="x", datatype="FP32", shape=[-1])
 MANIFEST = Manifest(
     tenant="t", model="digits", model_version=1, precision="fp32",
@@ -27,11 +26,9 @@ PI = Capabilities("aarch64", {"onnxruntime": "1.23.0"}, 10**9)
 PLENTY = Room(100, 10_000, 1000)
 
 
-def judge(
-    device: Capabilities = PI, room: Room = PLENTY, bad: dict[str, str] | None = None, **target: Any
-) -> Fits | Unfit:
+def judge(device: Capabilities = PI, room: Room = PLENTY, **target: Any) -> Fits | Unfit:
     manifest = msgspec.structs.replace(MANIFEST, target=msgspec.structs.replace(MANIFEST.target, **target))
-    return check(BUILD, manifest, "digits", device, room, bad or {})
+    return check(manifest, "digits", device, room)
 
 
 def test_what_fits_fits() -> None:
@@ -56,15 +53,14 @@ def test_what_the_device_is_not_is_lasting(device: Capabilities, code: str) -> N
 
 
 def test_every_reason_is_told() -> None:
-    verdict = judge(Capabilities("x86_64", {}), bad={BUILD: "it hangs"})
+    verdict = judge(Capabilities("x86_64", {}))
     assert isinstance(verdict, Unfit)
-    assert verdict.code == "bad_build"
-    assert len(verdict.reasons) == 3
-    assert "it hangs" in verdict.reasons[0]
+    assert verdict.code == "wrong_arch"
+    assert len(verdict.reasons) == 2
 
 
 def test_another_models_build_is_refused() -> None:
-    verdict = check(BUILD, MANIFEST, "faces", PI, PLENTY, {})
+    verdict = check(MANIFEST, "faces", PI, PLENTY)
     assert isinstance(verdict, Unfit)
     assert verdict.code == "other_model"
 
