@@ -61,7 +61,8 @@ def next_stages(rollout: Rollout, steps: Sequence[Step], now: float) -> tuple[St
             joined = stages[step.number]
             stages[step.number] = replace(joined, devices=(*joined.devices, *step.devices))
         elif isinstance(step, ExpireStage):
-            stages[step.number] = replace(stages[step.number], expired=step.devices)
+            late = stages[step.number]
+            stages[step.number] = replace(late, overdue=late.overdue | step.overdue, missed=late.missed | step.missed)
         elif isinstance(step, FinishStage):
             finished = replace(stages[step.number], state=step.state, finished=now, reasons=step.reasons)
             stages[step.number] = finished
@@ -74,8 +75,9 @@ def _paused_or_resumed(stage: Stage, step: Move, now: float) -> Stage:
     if step.state is RolloutState.PAUSED:
         return replace(stage, paused_since=now, forgiven=max(stage.forgiven, step.failures), reasons=step.reasons)
     if step.state is RolloutState.RUNNING and stage.paused_since is not None:
-        if stage.expired is not None:  # an operator wants it to go on: everybody gets the whole time again
-            return replace(stage, paused=now - stage.started, paused_since=None, expired=None, reasons=step.reasons)
+        if stage.overdue or stage.missed:  # an operator wants it to go on: everybody gets the whole time again
+            again = replace(stage, overdue=frozenset(), missed=frozenset(), paused=now - stage.started)
+            return replace(again, paused_since=None, reasons=step.reasons)
         paused = stage.paused + now - stage.paused_since
         return replace(stage, paused=paused, paused_since=None, reasons=step.reasons)
     return stage

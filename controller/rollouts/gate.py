@@ -1,14 +1,14 @@
 """Is a stage good enough to go on, must it wait, or must the rollout go back?
 
 Invariant: ``Go`` is never said while more devices have failed than the rule allows, nor before the wanted share of the
-reached devices has finished, nor on no evidence at all; and once the deadline has passed (plus the soak) the answer is
-``Go`` or ``Back``, never ``Hold``. Devices that are away are counted apart: they neither fail a stage nor stall it.
-Does not change anything: the plan draws the consequences.
+reached devices has finished; and once nobody is awaited any more and the soak is over the answer is ``Go`` or
+``Back``, never ``Hold``. Devices that are away are counted apart: they neither fail a stage nor stall it, unless there
+is nobody else to tell whether the release is good. Does not change anything: the plan draws the consequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,8 +19,9 @@ from controller.rollouts.policy import Policy
 class Seen(StrEnum):
     """How one device of a stage stands.
 
-    away: offline for longer than the policy waits, or back only after the deadline. left: revoked, or a newer rollout
-    has it, or no build fits any more. overdue: was reached, has not finished by the deadline; counts as failed.
+    away: offline for longer than the policy waits, or back only after its time. left: revoked, or a newer rollout
+    has it, or no build fits any more. overdue: was reached, has not finished in its time; counts as failed. pending:
+    at work, or waiting for its turn.
     """
 
     SUCCEEDED = "succeeded"
@@ -33,10 +34,10 @@ class Seen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What is known of a stage. ``last_finished``: when the newest of its executions ended."""
+    """What is known of a stage. ``settled``: when the last device that was awaited had finished or lost its time."""
 
     standing: Mapping[str, Seen]
-    last_finished: float | None
+    settled: float | None
     faults: tuple[str, ...] = ()
 
     def count(self, *standings: Seen) -> int:
@@ -86,11 +87,9 @@ def judge(stage: Stage, seen: Observations, policy: Policy, proven: bool, now: f
         return Hold((f"{finished} of {finished + pending} reached devices have finished", *_away(away)))
     if over:
         return Hold((f"{share}; judged once {gate.min_executed} or all have finished",))
-    closing = stage.started + stage.paused + policy.deadline  # what comes later must not prolong the soak
-    finished_at = seen.last_finished if seen.last_finished is not None else stage.started
-    since = closing if seen.count(Seen.OVERDUE) else min(finished_at, closing)
-    if now - since < policy.soak:
-        return Hold((f"soaking for {policy.soak:g} s, {now - since:.0f} s so far", *_away(away)))
+    soaked = now - (seen.settled if seen.settled is not None else stage.started)
+    if soaked < policy.soak:
+        return Hold((f"soaking for {policy.soak:g} s, {soaked:.0f} s so far", *_away(away)))
     return Go((share, *_away(away), *((f"{pending} still at work are watched on",) if pending else ())))
 
 
@@ -107,14 +106,17 @@ def observe(
     executions: of this rollout, by device and component. lost: devices without an execution that can get none.
     """
     standing: dict[str, Seen] = {}
-    finished: list[float] = []
+    settled: list[float] = []
     needed = len(rollout.components)
-    for device in (*stage.devices, *stage.carried):
-        of_device = executions.get(device, {})
-        standing[device] = _standing(device, of_device.values(), needed, stage, rollout, fleet, lost, now)
-        if standing[device] in (Seen.SUCCEEDED, Seen.FAILED):
-            finished.extend(execution.updated for execution in of_device.values() if execution.finished)
-    return Observations(standing, max(finished, default=None), _faults(standing))
+    # A device that a stage begins with gets some time to show itself; one that is carried on had that before.
+    for device, since in (*((d, stage.started) for d in stage.devices), *((d, 0.0) for d in stage.carried)):
+        known = list(executions.get(device, {}).values())
+        standing[device] = _standing(device, known, needed, stage, rollout, fleet, lost, since, now)
+        if device in stage.overdue:  # what it says later does not prolong the soak, nor does who was away
+            settled.extend(stage.due(rollout.policy.deadline, execution.created) for execution in known)
+        elif standing[device] in (Seen.SUCCEEDED, Seen.FAILED) and device not in stage.missed:
+            settled.extend(execution.updated for execution in known if execution.finished)
+    return Observations(standing, max(settled, default=None), _faults(standing))
 
 
 def is_away(device: str, fleet: Fleet, since: float, policy: Policy, now: float) -> bool:
@@ -127,15 +129,15 @@ def is_away(device: str, fleet: Fleet, since: float, policy: Policy, now: float)
 
 def _standing(
     device: str,
-    of_device: Iterable[ExecutionView],
+    known: Sequence[ExecutionView],
     needed: int,
     stage: Stage,
     rollout: Rollout,
     fleet: Fleet,
     lost: frozenset[str],
+    since: float,
     now: float,
 ) -> Seen:
-    known = list(of_device)
     if any(execution.failed for execution in known):
         return Seen.FAILED
     if any(execution.withdrawn for execution in known):
@@ -145,9 +147,9 @@ def _standing(
     view = fleet.devices.get(device)
     if view is None or view.revoked or device in lost:
         return Seen.LEFT
-    if stage.expired is not None:
-        return Seen.OVERDUE if device in stage.expired else Seen.AWAY
-    if is_away(device, fleet, stage.started, rollout.policy, now):
+    if device in stage.overdue:
+        return Seen.OVERDUE
+    if device in stage.missed or is_away(device, fleet, since, rollout.policy, now):
         return Seen.AWAY
     return Seen.PENDING
 

@@ -94,9 +94,10 @@ class StageState(StrEnum):
 class Stage:
     """One stage that has begun.
 
-    carried: devices of earlier stages that had not finished and are watched on here. expired: devices that had been
-    reached and had not finished at the deadline, None before it. paused: seconds that do not count against the
-    deadline; paused_since: set while the rollout is paused. forgiven: failures an operator resumed over.
+    carried: devices of earlier stages that had not finished and are watched on here. overdue: devices that had been
+    reached and had not finished when their time was over; missed: those that were away then. paused: seconds that do
+    not count against anybody's time; paused_since: set while the rollout is paused. forgiven: failures an operator
+    resumed over.
     """
 
     number: int
@@ -105,27 +106,33 @@ class Stage:
     state: StageState
     started: float
     finished: float | None = None
-    expired: frozenset[str] | None = None
+    overdue: frozenset[str] = frozenset()
+    missed: frozenset[str] = frozenset()
     paused: float = 0.0
     paused_since: float | None = None
     forgiven: int = 0
     reasons: tuple[str, ...] = ()
 
-    def age(self, now: float) -> float:
-        """Return the seconds since the start, without pauses."""
+    def age(self, now: float, since: float = 0.0) -> float:
+        """Return the seconds since the start, or since a later moment, without the stage's pauses."""
         until = self.paused_since if self.paused_since is not None else now
-        return max(0.0, until - self.started - self.paused)
+        return max(0.0, until - self.due(0.0, since))
+
+    def due(self, seconds: float, since: float = 0.0) -> float:
+        """Return when ``seconds`` after the start, or after a later moment, are over."""
+        return max(self.started, since) + self.paused + seconds
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionView:
-    """One execution. ``reverting``: it takes the device back to what it ran before."""
+    """One execution. created: when the device was given it; reverting: it takes the device back to what it ran."""
 
     id: str
     device: str
     component: str
     build: str | None
     state: ExecutionState
+    created: float
     updated: float
     reverting: bool = False
 

@@ -2,7 +2,7 @@
 
 Invariant, whatever the fleet does: no device gets a build before its stage has begun; none while the rollout is
 paused; no stage begins before the gate let the one before it pass; what a newer rollout has taken is left alone; and
-with a running clock every rollout concludes, because each stage has a deadline and devices that are away are not
+with a running clock every rollout concludes, because each device has a deadline and those that are away are not
 waited for. Reads no clock and does nothing: it returns steps, ``effects.py`` does them, and it is asked again.
 """
 
@@ -135,18 +135,18 @@ def _run(view: _Look) -> list[Step]:
         return _abandon(rollout, RolloutState.FAILED, stage.reasons)
     waiting = view.waiting(stage)
     seen = view.observe(stage, waiting)
-    if stage.expired is None and stage.age(now) >= rollout.policy.deadline:
-        overdue = frozenset(device for device, how in seen.standing.items() if how is Seen.PENDING)
-        return [ExpireStage(stage.number, overdue)]
+    late = _out_of_time(view, stage, seen)
+    if late or (late := _in_place_of_the_gone(view, stage, seen)):
+        return late
     verdict = judge(stage, seen, rollout.policy, view.proven(), now)
     if isinstance(verdict, Back):
         return _go_back(rollout, stage, verdict)
     if isinstance(verdict, Hold):
         return [*_newcomers(view, stage), *_assign(view, stage, seen, waiting)]
     # Everybody gets the items before the stage ends: those that are away find them when they return.
-    late = _assign(view, stage, seen, waiting)
-    if late or any(how is Seen.PENDING and isinstance(waiting.get(d), Fit) for d, how in seen.standing.items()):
-        return late
+    given = _assign(view, stage, seen, waiting)
+    if given or any(how is Seen.PENDING and isinstance(waiting.get(d), Fit) for d, how in seen.standing.items()):
+        return given
     return [FinishStage(stage.number, StageState.PASSED, verdict.reasons)]
 
 
@@ -156,6 +156,15 @@ def _go_back(rollout: Rollout, stage: Stage, verdict: Back) -> list[Step]:
         return [Move(RolloutState.PAUSED, verdict.reasons, failures=verdict.failures)]
     failed = FinishStage(stage.number, StageState.FAILED, verdict.reasons)
     return [failed, Move(RolloutState.ROLLING_BACK, verdict.reasons)] if action == "rollback" else [failed]
+
+
+def _untaken(view: _Look) -> tuple[list[Fit], int]:
+    """Return the devices that would get the release and are in no stage yet, in order, and how many are in one."""
+    taken = {device for stage in view.rollout.stages for device in stage.devices}
+    if len(taken) >= len(view.fleet.devices):
+        return [], len(taken)
+    found = candidates(view.rollout, view.fleet, (d for d in view.fleet.devices.values() if d.id not in taken))
+    return in_order((entry for entry in found if isinstance(entry, Fit)), view.now), len(taken)
 
 
 def _begin_stage(view: _Look) -> list[Step]:
@@ -179,7 +188,8 @@ def _begin_stage(view: _Look) -> list[Step]:
 
 def _conclusion(view: _Look, newer: int, unfit: int) -> Conclude:
     rollout = view.rollout
-    counts = dict.fromkeys(("run it", "failed", "will get it when they return", "left to newer rollouts"), 0)
+    words = ("run it", "failed", "have not finished", "will get it when they return", "left to newer rollouts")
+    counts = dict.fromkeys(words, 0)
     for device in {device for stage in rollout.stages for device in stage.devices}:
         of_device = view.executions.get(device, {}).values()
         if any(execution.failed for execution in of_device):
@@ -189,9 +199,10 @@ def _conclusion(view: _Look, newer: int, unfit: int) -> Conclude:
         elif of_device and all(execution.succeeded for execution in of_device):
             counts["run it"] += 1
         elif of_device:
-            counts["will get it when they return"] += 1
+            here = device in view.fleet.devices and view.fleet.devices[device].online
+            counts["have not finished" if here else "will get it when they return"] += 1
     counts["left to newer rollouts"] = newer
-    reasons = [f"{count} {words}" for words, count in counts.items() if count]
+    reasons = [f"{count} {text}" for text, count in counts.items() if count]
     if unfit:
         reasons.append(f"{unfit} have no fitting build")
     everybody = sum(counts.values())
@@ -204,16 +215,39 @@ def _conclusion(view: _Look, newer: int, unfit: int) -> Conclude:
     return Conclude(RolloutState.FAILED, ("no device runs it", *reasons))
 
 
+def _out_of_time(view: _Look, stage: Stage, seen: Observations) -> list[Step]:
+    """Note whose time is over. Who still waits for a turn has not been given anything: its time has not begun."""
+    gone: dict[Seen, set[str]] = {Seen.PENDING: set(), Seen.AWAY: set()}
+    for device, how in seen.standing.items():
+        of_device = view.executions.get(device)
+        if how in gone and of_device and device not in stage.missed:
+            given = max(execution.created for execution in of_device.values())
+            if stage.age(view.now, given) >= view.rollout.policy.deadline:
+                gone[how].add(device)
+    if not any(gone.values()):
+        return []
+    return [ExpireStage(stage.number, frozenset(gone[Seen.PENDING]), frozenset(gone[Seen.AWAY]))]
+
+
+def _in_place_of_the_gone(view: _Look, stage: Stage, seen: Observations) -> list[Step]:
+    """When nobody of a stage can tell whether the release is good, and nobody has told before, others shall."""
+    rule, away = view.rollout.policy.stages[stage.number], seen.count(Seen.AWAY)
+    if takes_rest(rule) or away + seen.count(Seen.LEFT) < len(seen.standing) or view.proven():
+        return []
+    fits, taken = _untaken(view)
+    if away:  # nothing is won by waiting for others that are away too
+        fits = [fit for fit in fits if fit.device.online]
+    names = tuple(fit.device.id for fit in fits[: stage_size(rule, taken + len(fits), len(fits))])
+    return [JoinStage(stage.number, names, (f"{len(names)} in place of those that are gone",))] if names else []
+
+
 def _newcomers(view: _Look, stage: Stage) -> list[Step]:
     rollout = view.rollout
     last = stage.number == len(rollout.policy.stages) - 1
-    if not (last and _covers_all(rollout) and rollout.policy.continuous and stage.expired is None):
+    young = stage.age(view.now) < rollout.policy.deadline  # else a fleet that grows would never let it conclude
+    if not (last and young and _covers_all(rollout) and rollout.policy.continuous):
         return []
-    taken = {device for earlier in rollout.stages for device in earlier.devices}
-    if len(taken) >= len(view.fleet.devices):
-        return []
-    found = candidates(rollout, view.fleet, (d for d in view.fleet.devices.values() if d.id not in taken))
-    fits = in_order((entry for entry in found if isinstance(entry, Fit)), view.now)
+    fits, _ = _untaken(view)
     names = tuple(fit.device.id for fit in fits[:MAX_CHANGES])
     return [JoinStage(stage.number, names, (f"{len(names)} came after the stage began",))] if names else []
 

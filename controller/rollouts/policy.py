@@ -62,10 +62,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How one rollout goes. Every field has a default, so ``{}`` is a valid document. Durations in seconds.
 
     stages: in order; "rest" takes everybody left. Stages that cover less than the fleet leave the others as they are.
-    soak: how long a finished stage is watched before the next. deadline: of one stage, from its start; a device that
-    was reached and has not finished by then counts as failed. max_in_flight: reachable devices that work at the same
-    time. continuous: devices that fit the selector later get the release too: in the last stage while the rollout
-    runs, directly once it has succeeded. The last five are what each device keeps to (wire 7.3): they travel in its
+    soak: how long a finished stage is watched before the next. deadline: of one device, from when its stage gave it
+    the release; one that was reached and has not finished by then counts as failed. It is also how long a stage looks
+    for somebody who can be reached, and for newcomers. max_in_flight: reachable devices that work at the same time.
+    continuous: devices that fit the selector later get the release too: in the last stage while the rollout runs,
+    directly once it has succeeded. The last five are what each device keeps to (wire 7.3): they travel in its
     assignment.
     """
 

@@ -43,7 +43,7 @@ class StartStage:
 
 @dataclass(frozen=True, slots=True)
 class JoinStage:
-    """Take devices that are new in the fleet into the running stage."""
+    """Take more devices into the running stage: those that are new, or in place of those that are gone."""
 
     number: int
     devices: tuple[str, ...]
@@ -52,10 +52,11 @@ class JoinStage:
 
 @dataclass(frozen=True, slots=True)
 class ExpireStage:
-    """The deadline has passed: note who had been reached and had not finished."""
+    """The time of these devices is over: ``overdue`` had been reached and had not finished, ``missed`` were away."""
 
     number: int
-    devices: frozenset[str]
+    overdue: frozenset[str]
+    missed: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def save_progress(
     values: dict[str, Any] = {
         "state": state.value,
         "stage": max(0, len(stages) - 1),
-        "stages": [_stage_document(stage) for stage in stages],
+        "stages": msgspec.to_builtins([*stages]),
         "updated": now,
     }
     if wanted is not rollout.wanted:
@@ -180,11 +180,11 @@ def execution_views(connection: Connection, rollout: str) -> list[ExecutionView]
     """Return a rollout's executions as the plan sees them."""
     e = executions.c
     rows = connection.execute(
-        select(e.id, e.device, e.component, e.build, e.state, e.updated, e.stage).where(e.rollout == rollout)
+        select(e.id, e.device, e.component, e.build, e.state, e.created, e.updated, e.stage).where(e.rollout == rollout)
     )
     return [
-        ExecutionView(id_, device, component, build, ExecutionState(state), updated, stage == REVERTING)
-        for id_, device, component, build, state, updated, stage in rows
+        ExecutionView(id_, device, component, build, ExecutionState(state), created, updated, stage == REVERTING)
+        for id_, device, component, build, state, created, updated, stage in rows
     ]
 
 
@@ -348,10 +348,3 @@ def _own_event(execution: str, sequence: int, state: str, reasons: Any, now: flo
         "detail": "; ".join(words)[:4096],
         "fault": None,
     }
-
-
-def _stage_document(stage: Stage) -> Any:
-    document = msgspec.to_builtins(stage)
-    if stage.expired is not None:
-        document["expired"] = sorted(stage.expired)
-    return document

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from controller.rollouts.model import (
 )
 from controller.rollouts.plan import advance
 from controller.rollouts.policy import parse_policy, parse_selector
-from controller.rollouts.steps import Assign, Conclude, FinishStage, Move, StartStage, Withdraw
+from controller.rollouts.steps import Assign, Conclude, FinishStage, JoinStage, Move, StartStage, Withdraw
 from wire.execution import FAILURES, TERMINAL, ExecutionState
 
 START = 1_000_000.0
@@ -143,7 +144,7 @@ class World:
             at_work = {e.device for e in rollout.executions if not e.finished and self.devices[e.device].online}
             new = {step.device for step in assigns if self.devices[step.device].online and not step.in_place}
             stage = rollout.stages[-1]
-            watched = at_work & {*stage.devices, *stage.carried} - (stage.expired or set())
+            watched = at_work & {*stage.devices, *stage.carried} - stage.overdue
             assert len(watched | new) <= max(rollout.policy.max_in_flight, len(watched))
         for step in steps:
             if isinstance(step, StartStage):
@@ -152,6 +153,17 @@ class World:
                 rule = rollout.policy.stages[step.number]
                 left = len(self.devices) - len(begun)
                 assert len(step.devices) <= stage_size(rule, len(self.devices), left)
+                lost = {e.device for e in rollout.executions if e.withdrawn}
+                told = {e.device for e in rollout.executions if e.finished and not e.withdrawn}
+                told |= {device for stage in rollout.stages for device in stage.overdue}
+                assert told & begun or not begun - lost, "no further stage before a device has told how it went"
+            elif isinstance(step, JoinStage):
+                assert not begun & set(step.devices)
+                stage = rollout.stages[step.number]
+                reached = {e.device for e in rollout.executions if e.finished and not e.withdrawn}
+                waits = {d for d in stage.devices if self.devices[d].online and d not in stage.missed}
+                replaced = not reached & begun and not waits - {e.device for e in rollout.executions if e.withdrawn}
+                assert replaced or rollout.policy.continuous, "nobody joins what is being proven"
             elif isinstance(step, FinishStage) and step.state is StageState.PASSED:
                 self.check_gate(rollout)
             elif isinstance(step, Move | Conclude):
@@ -161,9 +173,7 @@ class World:
     def check_gate(self, rollout: Rollout) -> None:
         stage, gate = rollout.stages[-1], rollout.policy.gate
         ours = [e for e in rollout.executions if e.device in stage.devices and not e.reverting]
-        failed = sum(e.failed for e in ours) + len(
-            {e.device for e in ours if not e.finished} & (stage.expired or set())
-        )
+        failed = sum(e.failed for e in ours) + len({e.device for e in ours if not e.finished} & stage.overdue)
         succeeded = sum(e.succeeded for e in ours)
         carried = [e for e in rollout.executions if e.device in stage.carried]
         failed += sum(e.failed for e in carried)
@@ -217,7 +227,7 @@ class World:
         reverting: bool,
     ) -> None:
         name = f"e-{next(self.ids):08}"
-        self.executions[name] = ExecutionView(name, device, component, build, state, self.now, reverting)
+        self.executions[name] = ExecutionView(name, device, component, build, state, self.now, self.now, reverting)
         self.home[name] = rollout.id
         standing = Standing(build, rollout.order, state in TERMINAL)
         view = self.devices[device]
@@ -284,10 +294,14 @@ class World:
 POLICY = {"deadline": 600.0, "soak": 30.0, "offline": {"skip_after": 60.0}, "max_in_flight": 100}
 
 
-def bound(policy: dict[str, Any]) -> float:
-    """The longest that a rollout may take by its policy: every stage its deadline and soak, and the way back."""
+def bound(policy: dict[str, Any], count: int) -> float:
+    """The longest that ``count`` devices may take by their policy: every turn its deadline, the soaks, the way back.
+
+    A stage may look for somebody who can be reached for a deadline, and so may those that join it then.
+    """
     parsed = parse_policy(policy)
-    each = parsed.deadline + parsed.soak + 2 * 20.0
+    turns = math.ceil(count / parsed.max_in_flight) + 1
+    each = turns * (parsed.deadline + 20.0) + parsed.soak + 2 * 20.0
     return len(parsed.stages) * each + parsed.deadline + 2 * 20.0
 
 
@@ -332,7 +346,7 @@ def test_every_rollout_ends_within_its_deadlines(seed: int, how: Faults, policy:
     """SAFETY is checked at every step of the plan (World.check); LIVENESS at the end."""
     world = World(random.Random(seed), how, count)
     rollout = world.start(1, policy)
-    world.run(bound(policy))
+    world.run(bound(policy, count))
     assert world.state(rollout) in CONCLUDED, f"{world.state(rollout)}: {world.rollouts[rollout].stages[-1:]}"
 
 
@@ -365,7 +379,7 @@ def test_whatever_operators_do_in_between(seed: int, how: Faults, policy: dict[s
     for name, rollout in world.rollouts.items():
         if rollout.wanted is Wanted.PAUSE and rollout.state not in CONCLUDED:
             world.want(name, Wanted.RUN)
-    world.run(2 * bound(policy))
+    world.run(2 * bound(policy, 20))
     for rollout in world.rollouts.values():
         assert rollout.state in CONCLUDED, f"{rollout.id} {rollout.state}"
 
@@ -374,7 +388,7 @@ def test_a_thousand_devices_some_of_them_bad_or_gone() -> None:
     world = World(random.Random(1), Faults(fail=0.01, hang=0.005, gone=0.05, flaky=0.1), 1000)
     policy = POLICY | {"stages": [{"count": 5}, {"percent": 10}, "rest"]}
     rollout = world.start(1, policy | {"max_in_flight": 400})
-    world.run(bound(policy))
+    world.run(bound(policy, 1000))
     assert world.state(rollout) is RolloutState.SUCCEEDED
     assert sum(e.succeeded for e in world.executions.values()) > 900
 
@@ -382,12 +396,12 @@ def test_a_thousand_devices_some_of_them_bad_or_gone() -> None:
 def test_a_bad_release_stops_at_the_canary() -> None:
     world = World(random.Random(2), Faults(), 300)
     good = world.start(1, POLICY)
-    world.run(bound(POLICY))
+    world.run(bound(POLICY, 300))
     assert world.state(good) is RolloutState.SUCCEEDED
     world.faults = Faults(fail=1.0)
     before = len(world.gives)
     bad = world.start(2, POLICY | {"stages": [{"count": 3}, "rest"]})
-    world.run(bound(POLICY) * 2)
+    world.run(bound(POLICY, 300))
     assert world.state(bad) is RolloutState.ROLLED_BACK
     assert len(world.gives) - before == 3, "the second stage never began"
     assert {view.standing["model:digits"].build for view in world.devices.values()} == {"b-1"}
@@ -401,7 +415,7 @@ def test_one_stuck_rollout_does_not_block_a_newer_one_nor_another_group() -> Non
     world.faults = Faults()
     world.now += 1
     newer = world.start(2, POLICY)
-    world.run(bound(POLICY))
+    world.run(bound(POLICY, 100))
     assert world.state(newer) is RolloutState.SUCCEEDED
     assert {view.standing["model:digits"].build for view in world.devices.values()} == {"b-2"}
 
@@ -411,7 +425,7 @@ def test_who_is_offline_for_ever_never_stalls() -> None:
     policy = POLICY | {"stages": [{"percent": 60}, "rest"], "soak": 0.0}
     rollout = world.start(1, policy)
     began = world.now
-    world.run(bound(policy))
+    world.run(bound(policy, 200))
     assert world.state(rollout) is RolloutState.SUCCEEDED
     concluded = max(stage.finished or 0.0 for stage in world.rollouts[rollout].stages)
     assert concluded - began < 400, "far from the deadlines: the reachable ones are fast"

@@ -32,7 +32,8 @@ def verdict(
     policy = parse_policy({"gate": gate or {}, "soak": 5.0, "deadline": 100.0})
     standing = {f"{word}{number}": WORDS[word] for word, count in counts.items() for number in range(count)}
     stage = Stage(0, tuple(standing), (), StageState.RUNNING, START, forgiven=forgiven)
-    return judge(stage, Observations(standing, START + 1 if counts.get("ok") else None), policy, proven, now)
+    settled = START + 100 if counts.get("late") else START + 1 if counts.get("ok") else None
+    return judge(stage, Observations(standing, settled), policy, proven, now)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def verdict(
         ({"ok": 9, "bad": 1}, {}, Go),
         ({"ok": 8, "bad": 2}, {}, Back),
         ({"ok": 8, "late": 2}, {}, Back),
+        ({"ok": 8, "late": 2, "busy": 1}, {}, Back),
         ({"ok": 1, "busy": 1}, {}, Hold),
         # a small sample is not judged while others are awaited, and the next stage waits for it
         ({"bad": 1, "busy": 9}, {}, Hold),
@@ -72,7 +74,7 @@ def test_a_finished_stage_soaks() -> None:
     assert isinstance(verdict(ok=3, now=START + 6), Go)
 
 
-def test_after_the_deadline_nobody_prolongs_the_soak() -> None:
+def test_the_soak_begins_when_the_last_one_has_lost_its_time() -> None:
     assert isinstance(verdict(ok=98, late=2, now=START + 104), Hold)
     assert isinstance(verdict(ok=98, late=2, now=START + 105), Go)
 

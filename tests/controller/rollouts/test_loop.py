@@ -496,3 +496,118 @@ async def test_a_quiet_fleet_costs_little(site: Any, monkeypatch: pytest.MonkeyP
     await patient.turn()
     assert looked > 0
     assert site.state(rollout) == "SUCCEEDED"
+
+
+async def test_who_waits_for_its_turn_is_not_late(site: Any) -> None:
+    devices = site.add_devices(range(6))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"max_in_flight": 1, "deadline": 100.0})
+    for done in range(6):
+        await site.loop.turn()
+        assert len(site.sent) == done + 1, "one after the other"
+        site.clock += 60  # together more than the time of one
+        for device in devices:
+            site.set_device(device, last_seen=site.clock)
+        (new,) = (d for d in site.sent if site.states(rollout)[d] == "IDLE")
+        site.report(new, "SUCCEEDED")
+    await site.loop.turn()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert site.reasons(rollout) == "6 run it"
+
+
+async def test_who_hangs_loses_its_turn_when_its_time_is_over(site: Any) -> None:
+    devices = site.add_devices(range(3))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"max_in_flight": 1, "deadline": 100.0, "gate": {"max_failed_percent": 100}})
+    await site.loop.turn()
+    (hanging,) = site.sent
+    for seconds, reached in ((99, 1), (1, 2)):
+        site.clock += seconds
+        for device in devices:
+            site.set_device(device, last_seen=site.clock)
+        await site.loop.turn()
+        assert len(site.sent) == reached
+    await site.settle(lambda device, item: None if device == hanging else "SUCCEEDED")
+    assert site.state(rollout) == "SUCCEEDED"
+    assert site.reasons(rollout) == "2 run it; 1 have not finished"
+
+
+async def test_a_newcomer_has_the_same_time_as_the_others_and_nobody_joins_for_ever(site: Any) -> None:
+    slow, _ = site.add_devices(range(2))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"deadline": 100.0})
+    await site.settle(lambda device, item: None if device == slow else "SUCCEEDED")
+    site.clock += 90
+    (late,) = site.add_devices(range(2, 3))
+    await site.loop.turn()
+    site.report(slow, "SUCCEEDED")
+    site.clock += 99
+    (later,) = site.add_devices(range(3, 4))
+    for device in (slow, late):
+        site.set_device(device, last_seen=site.clock)
+    await site.loop.turn()
+    assert site.state(rollout) == "RUNNING", "the newcomer is at work and has a second left"
+    assert later not in site.sent, "it gets the release when the rollout has succeeded"
+    site.report(late, "SUCCEEDED")
+    await site.settle()
+    assert site.state(rollout) == "SUCCEEDED"
+    assert site.states(rollout)[later] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("gone", ["away", "revoked"])
+async def test_a_canary_that_is_gone_is_replaced_by_another_one(site: Any, gone: str) -> None:
+    canary, *others = site.add_devices(range(4))
+    site.add_build(1)
+    rollout = site.roll_out(1, CANARY)
+    await site.loop.turn()
+    assert set(site.sent) == {canary}
+    if gone == "away":
+        site.set_device(canary, online=False)
+    else:
+        site.set_device(canary, revoked=site.clock)
+    site.clock += 121
+    for device in others:
+        site.set_device(device, last_seen=site.clock)
+    await site.loop.turn()
+    assert len(set(site.sent) - {canary}) == 1, "one takes its place, and the rest wait for what it says"
+    await site.settle(lambda device, item: None if device == canary else "SUCCEEDED")
+    assert site.state(rollout) == "SUCCEEDED"
+    assert len(site.sent) == 4
+
+
+async def test_nobody_takes_the_place_of_a_canary_when_all_are_away(site: Any) -> None:
+    devices = site.add_devices(range(3))
+    site.add_build(1)
+    rollout = site.roll_out(1, CANARY | {"deadline": 1000.0})
+    await site.loop.turn()
+    for device in devices:
+        site.set_device(device, online=False)
+    site.clock += 999
+    await site.loop.turn()
+    assert (site.state(rollout), len(site.sent)) == ("RUNNING", 1)
+    site.clock += 1
+    await site.settle(lambda device, item: None)
+    assert site.state(rollout) == "ROLLING_BACK"
+    assert "nothing is proven" in site.reasons(rollout)
+
+
+async def test_who_was_away_at_its_deadline_is_not_awaited_when_it_returns(site: Any) -> None:
+    here, gone, slow = site.add_devices(range(3))
+    site.add_build(1)
+    rollout = site.roll_out(1, {"deadline": 200.0, "soak": 50.0, "max_in_flight": 2, "gate": {"max_failed": 0}})
+    site.set_device(gone, online=False, last_seen=site.clock - 500)
+    await site.loop.turn()
+    site.report(here, "SUCCEEDED")
+    site.clock += 199
+    site.set_device(slow, last_seen=site.clock)
+    site.report(slow, "SUCCEEDED")
+    await site.loop.turn()
+    site.clock += 2  # the time of the one that is away has passed
+    await site.loop.turn()
+    site.clock += 30
+    site.set_device(gone, online=True, last_seen=site.clock)
+    await site.loop.turn()
+    assert site.state(rollout) == "RUNNING", "soaking"
+    site.clock += 18
+    await site.loop.turn()
+    assert site.state(rollout) == "SUCCEEDED", "who came back neither failed nor made the soak longer"
