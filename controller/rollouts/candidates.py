@@ -87,7 +87,7 @@ def stage_size(rule: Share | Literal["rest"], total: int, left: int) -> int:
     if rule.count is not None:
         return min(rule.count, left)
     assert rule.percent is not None, "parse_policy asks for one of the three"
-    return min(left, max(1, math.ceil(total * rule.percent / 100)))
+    return min(left, max(1, math.ceil(round(total * rule.percent / 100, 9))))  # 7.000000000000001 devices are 7
 
 
 def _is_newer(rollout: Rollout, fleet: Fleet, device: DeviceView, component: str) -> bool:

@@ -1,6 +1,6 @@
 """Everything the plan wants to know about a tenant's rollouts, read at one moment.
 
-Invariant: one ``Look`` shows one consistent state of the database; it changes nothing.
+Invariant: reads only; what is read over one connection is one consistent state of the database.
 """
 
 from __future__ import annotations

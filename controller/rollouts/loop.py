@@ -104,7 +104,7 @@ class RolloutLoop:
             desired_store.publish_all_again(connection)
 
     def _plan_all(self) -> None:
-        if self._clock() - self._renewed >= RENEW_EVERY:
+        if not 0 <= self._clock() - self._renewed < RENEW_EVERY:  # below 0 the clock was put back
             self._renew(self._clock())
         with self._database.read() as connection:
             found = open_rollouts(connection)

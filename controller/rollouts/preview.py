@@ -47,7 +47,7 @@ def dry_run(rollout: Rollout, fleet: Fleet, now: float) -> dict[str, Any]:
         ],
         "left_out_total": len(left_out),
         "not_in_any_stage": len(fits) - start,
-        "warnings": _warnings(rollout, len(fits), start),
+        "warnings": _warnings(rollout, fleet, len(fits), start),
     }
 
 
@@ -61,8 +61,11 @@ def gate_now(rollout: Rollout, fleet: Fleet, now: float) -> dict[str, Any] | Non
     return {"stage": rollout.stages[-1].number, "verdict": verdict, "reasons": list(reasons), "devices": counts}
 
 
-def _warnings(rollout: Rollout, fits: int, reached: int) -> list[str]:
+def _warnings(rollout: Rollout, fleet: Fleet, fits: int, reached: int) -> list[str]:
     found = []
+    known = {name for device in fleet.devices.values() for name in (device.id, device.name)}
+    if strangers := [name for name in rollout.selector.devices if name not in known]:
+        found.append(f"no device has the id or name {', '.join(strangers[:5])}{' …' * (len(strangers) > 5)}")
     if not fits:
         found.append("no device would get anything")
     elif reached < fits:

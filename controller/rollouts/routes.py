@@ -118,28 +118,31 @@ def list_releases(principal: ReleaseReader, db: Db) -> dict[str, Any]:
 
 @router.post("/rollouts", status_code=201)
 def create_rollout(request: RolloutRequest, principal: Writer, db: Db, reader: Reading) -> dict[str, Any]:
-    """Begin a rollout, or with ``dry_run`` say who would get what, in which stage, and who not and why."""
+    """Begin a rollout, or with ``dry_run`` say who would get what, in which stage, and who not and why.
+
+    ``warnings`` in the answer says what is probably not meant, such as a device that is not in the fleet.
+    """
     policy, selector = parse_policy(request.policy), parse_selector(request.selector)
     now, rollout = time.time(), new_id("r")
     with db.read() as connection:
         release = store.find_release(connection, principal.tenant, request.release)
         if release is None:
             raise NotFoundError(f"there is no release {request.release!r}", "no_release")
-        if request.dry_run:
-            draft = Rollout(
-                id=rollout,
-                tenant=principal.tenant,
-                created=now,
-                models=release.models,
-                selector=selector,
-                policy=policy,
-                state=RolloutState.PENDING,
-                wanted=Wanted.RUN,
-                stages=(),
-                executions=(),
-            )
-            fleet = fleet_of(connection, reader, principal.tenant, [draft], now)
-            return {"dry_run": True, "release": release.id} | dry_run(draft, fleet, now)
+        draft = Rollout(
+            id=rollout,
+            tenant=principal.tenant,
+            created=store.next_moment(connection, principal.tenant, now),
+            models=release.models,
+            selector=selector,
+            policy=policy,
+            state=RolloutState.PENDING,
+            wanted=Wanted.RUN,
+            stages=(),
+            executions=(),
+        )
+        preview = dry_run(draft, fleet_of(connection, reader, principal.tenant, [draft], now), now)
+    if request.dry_run:
+        return {"dry_run": True, "release": release.id} | preview
     with db.begin() as connection:
         store.add_rollout(
             connection,
@@ -159,7 +162,7 @@ def create_rollout(request: RolloutRequest, principal: Writer, db: Db, reader: R
             at=now,
             body={"release": release.id, "selector": request.selector, "policy": request.policy},
         )
-        return rollout_as_json(_find(connection, principal, rollout), {})
+        return rollout_as_json(_find(connection, principal, rollout), {}) | {"warnings": preview["warnings"]}
 
 
 @router.get("/rollouts")

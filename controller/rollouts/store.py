@@ -60,6 +60,12 @@ def releases_of(connection: Connection, tenant: str, limit: int) -> Sequence[Any
     return connection.execute(statement.order_by(releases.c.created.desc(), releases.c.id).limit(limit)).all()
 
 
+def next_moment(connection: Connection, tenant: str, now: float) -> float:
+    """Return when a rollout that is made now counts as made: after all others, also when the clock went back."""
+    newest = connection.scalar(select(func.max(rollouts.c.created)).where(rollouts.c.tenant == tenant))
+    return now if newest is None else max(now, newest + 0.001)
+
+
 def add_rollout(
     connection: Connection,
     *,
@@ -70,7 +76,7 @@ def add_rollout(
     policy: Policy,
     now: float,
 ) -> None:
-    """Store a new rollout in PENDING."""
+    """Store a new rollout in PENDING, the newest of its tenant."""
     connection.execute(
         insert(rollouts).values(
             id=rollout,
@@ -83,7 +89,7 @@ def add_rollout(
             stage=0,
             stages=[],
             reasons=[],
-            created=now,
+            created=next_moment(connection, tenant, now),
             updated=now,
         )
     )
@@ -148,6 +154,7 @@ def save_progress(
 ) -> None:
     """Store where a rollout stands. ``reasons`` None keeps those that are there."""
     values: dict[str, Any] = {
+        "concluded": None if state in LIVE else now,
         "state": state.value,
         "stage": max(0, len(stages) - 1),
         "stages": msgspec.to_builtins([*stages]),
@@ -157,8 +164,6 @@ def save_progress(
         values["wanted"] = wanted.value
     if reasons is not None:
         values["reasons"] = list(reasons)
-    if state not in LIVE:
-        values["concluded"] = now
     connection.execute(update(rollouts).where(rollouts.c.id == rollout.id).values(values))
 
 

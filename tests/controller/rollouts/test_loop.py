@@ -611,3 +611,49 @@ async def test_who_was_away_at_its_deadline_is_not_awaited_when_it_returns(site:
     site.clock += 18
     await site.loop.turn()
     assert site.state(rollout) == "SUCCEEDED", "who came back neither failed nor made the soak longer"
+
+
+async def test_a_rollout_is_newer_than_those_before_it_also_when_the_clock_went_back(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    second = site.add_build(2)
+    site.roll_out(1)
+    await site.settle()
+    site.clock = 1000.0  # no battery, no network: 1970
+    newer = site.roll_out(2)
+    await site.settle()
+    assert site.state(newer) == "SUCCEEDED"
+    assert site.item(device).build == second
+
+
+async def test_assignments_are_renewed_also_after_the_clock_went_back(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    right = site.clock
+    site.clock += 20 * 365 * 86_400  # a clock that is wrong at the start
+    await site.loop.turn()
+    site.clock = right
+    site.roll_out(1)
+    await site.settle()
+    number = site.sent[device].number
+    site.clock += 21 * 86_400
+    await site.loop.turn()
+    assert site.sent[device].number == number + 1
+
+
+async def test_a_rollout_that_goes_back_is_not_concluded_any_more(site: Any) -> None:
+    site.add_devices(range(1))
+    site.add_build(1)
+    rollout = site.roll_out(1)
+    await site.settle()
+    site.want(rollout, Wanted.ROLLBACK)
+    for state, concluded in (("ROLLING_BACK", False), ("ROLLED_BACK", True)):
+        await site.settle(lambda device, item, concluded=concluded: None if not concluded else "SUCCEEDED")
+        if concluded:
+            for device in site.sent:
+                site.report(device, "SUCCEEDED")
+            await site.loop.turn()
+        with site.database.read() as connection:
+            row = store.find_rollout(connection, TENANT, rollout)
+        assert row is not None
+        assert (row.state, row.concluded is not None) == (state, concluded)

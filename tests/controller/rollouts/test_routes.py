@@ -104,6 +104,20 @@ async def test_a_dry_run_says_who_gets_what_and_who_not_and_stores_nothing(clien
     assert (await client("GET", "/rollouts"))["rollouts"] == []
 
 
+async def test_what_is_probably_not_meant_is_said_when_a_rollout_begins(client: Client, site: Any) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    made = await release(client)
+    fine = await client("POST", "/rollouts", {"release": made}, status=201)
+    assert fine["warnings"] == []
+    typo = {"release": made, "selector": {"devices": ["device 1", "devise 2"]}}
+    assert (await client("POST", "/rollouts", typo, status=201))["warnings"] == [
+        "no device has the id or name devise 2"
+    ]
+    nobody = {"release": made, "selector": {"tags": ["canari"]}}
+    assert (await client("POST", "/rollouts", nobody, status=201))["warnings"] == ["no device would get anything"]
+
+
 async def test_orders_and_their_audit_rows(client: Client, site: Any) -> None:
     site.add_devices(range(2))
     site.add_build(1)
