@@ -24,7 +24,7 @@ _Signature = tuple[Any, ...]
 
 
 class FleetReader:
-    """Reads fleets; keeps decoded platforms between reads. Used by one thread at a time."""
+    """Reads fleets; keeps decoded platforms between reads. Several threads may read at the same time."""
 
     def __init__(self) -> None:
         self._platforms: dict[str, tuple[_Signature, Platform]] = {}
@@ -55,17 +55,16 @@ class FleetReader:
         return Fleet(devices=views, builds=_builds(connection, tenant, models))
 
     def _platforms_of(self, connection: Connection, signatures: Mapping[str, _Signature]) -> dict[str, Platform]:
-        stale = [
-            device
-            for device, signature in signatures.items()
-            if device not in self._platforms or self._platforms[device][0] != signature
-        ]
+        kept = {device: self._platforms.get(device) for device in signatures}
+        found = {device: entry[1] for device, entry in kept.items() if entry and entry[0] == signatures[device]}
+        stale = [device for device in signatures if device not in found]
         statement = select(devices.c.id, devices.c.facts).where(devices.c.id.in_(bindparam("ids", expanding=True)))
         for start in range(0, len(stale), CHUNK):
             for row in connection.execute(statement, {"ids": stale[start : start + CHUNK]}):
                 signature = signatures[row.id]
-                self._platforms[row.id] = (signature, platform(signature[0], row.facts))
-        return {device: self._platforms[device][1] for device in signatures}
+                found[row.id] = platform(signature[0], row.facts)
+                self._platforms[row.id] = (signature, found[row.id])
+        return found
 
 
 def platform(profile: str | None, facts: Mapping[str, Any] | None) -> Platform:

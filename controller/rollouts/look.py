@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
 from sqlalchemy import Connection
 
 from controller.rollouts import store
@@ -16,9 +17,19 @@ from controller.rollouts.fleet_store import FleetReader
 from controller.rollouts.model import CONCLUDED, Fleet, Rollout, Wanted
 
 
-def open_rollouts(connection: Connection) -> list[Rollout]:
-    """Return the rollouts about which something may be to do, the newest first, without their executions."""
-    return [store.rollout_view(row, ()) for row in store.rollouts_to_plan(connection)]
+def open_rollouts(connection: Connection) -> tuple[list[Rollout], dict[str, Exception]]:
+    """Return the rollouts about which something may be to do, the newest first, without their executions.
+
+    And those that cannot be read, such as those that a newer version of this program wrote, with the reason.
+    """
+    found: list[Rollout] = []
+    unreadable: dict[str, Exception] = {}
+    for row in store.rollouts_to_plan(connection):
+        try:
+            found.append(store.rollout_view(row, ()))
+        except (msgspec.ValidationError, ValueError) as error:
+            unreadable[row.id] = error
+    return found, unreadable
 
 
 def with_executions(connection: Connection, rollout: Rollout) -> Rollout:

@@ -107,10 +107,12 @@ class RolloutLoop:
         if not 0 <= self._clock() - self._renewed < RENEW_EVERY:  # below 0 the clock was put back
             self._renew(self._clock())
         with self._database.read() as connection:
-            found = open_rollouts(connection)
+            found, unreadable = open_rollouts(connection)
+        for rollout, error in unreadable.items():
+            self._mark(rollout, error)
         tending = time.monotonic() - self._tended >= self._tend_seconds
-        for tenant in dict.fromkeys(rollout.tenant for rollout in found):
-            of_tenant = [rollout for rollout in found if rollout.tenant == tenant]
+        for tenant in dict.fromkeys(each.tenant for each in found):
+            of_tenant = [each for each in found if each.tenant == tenant]
             if tending or any(_under_way(rollout) for rollout in of_tenant):
                 self._plan_tenant(tenant, of_tenant)
         if tending:

@@ -184,7 +184,7 @@ def show_rollout(rollout: str, principal: Reader, db: Db, reader: Reading) -> di
         view = with_executions(connection, store.rollout_view(row, ()))
         gate: dict[str, Any] | None = None
         if view.stages and view.state not in CONCLUDED:
-            others = [other for other in open_rollouts(connection) if other.tenant == principal.tenant]
+            others = [other for other in open_rollouts(connection)[0] if other.tenant == principal.tenant]
             fleet = fleet_of(connection, reader, principal.tenant, [view, *others], now)
             gate = gate_now(view, with_claims(fleet, view, others), now)
     stages = [

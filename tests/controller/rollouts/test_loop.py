@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from controller.database import tables
 from controller.rollouts import desired_store, loop, store
@@ -261,6 +261,21 @@ async def test_one_rollout_that_cannot_be_planned_does_not_stop_the_others(
     await site.settle()
     assert site.state(fine) == "SUCCEEDED"
     assert (site.state(bad), site.reasons(bad)) == ("PENDING", "could not be planned: a defect")
+
+
+async def test_one_rollout_that_cannot_be_read_does_not_stop_the_others(site: Any) -> None:
+    site.add_devices(range(2))
+    site.add_build(1)
+    fine, odd = site.roll_out(1), site.roll_out(1)
+    with site.database.begin() as connection:
+        row = store.find_rollout(connection, TENANT, odd)
+        assert row is not None
+        future = row.policy | {"moon_phase": "full"}  # of a newer version of this program
+        connection.execute(update(tables.rollouts).where(tables.rollouts.c.id == odd).values(policy=future))
+    await site.settle()
+    assert site.state(fine) == "SUCCEEDED"
+    assert "could not be planned" in site.reasons(odd)
+    assert "moon_phase" in site.reasons(odd)
 
 
 async def test_reports_that_do_not_belong_change_nothing(site: Any) -> None:
