@@ -8,6 +8,7 @@ and only then renamed; it is never changed afterwards. Does not know tenants: wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -93,8 +94,7 @@ class ArtifactStore:
                 )
             await _on_disk(_settle, stream, incoming, self.path(found))
         finally:
-            stream.close()
-            incoming.unlink(missing_ok=True)
+            _leave_nothing(stream, incoming)
         return found, size
 
     def _drop_stale(self, now: float) -> None:
@@ -121,6 +121,16 @@ async def _gathered(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             waiting.clear()
     if waiting:
         yield bytes(waiting)
+
+
+def _leave_nothing(stream: BinaryIO, incoming: Path) -> None:
+    """Take away what was written, unless it was settled. On a full disk closing fails too: it writes what waits."""
+    with contextlib.suppress(OSError):
+        stream.close()
+    try:
+        incoming.unlink(missing_ok=True)
+    except OSError as error:  # the next start takes it away
+        log.warning("a broken upload could not be removed", file=incoming.name, error=str(error))
 
 
 def _append(stream: BinaryIO, digest: hashlib._Hash, block: bytes) -> None:

@@ -78,10 +78,7 @@ async def put_artifact(
     artifacts: Artifacts,
 ) -> dict[str, Any]:
     """Store the body under its SHA-256. 200 instead of 201 when the tenant held it before; 413 when it is too large."""
-    limit = cast("Settings", request.app.state.settings).max_artifact_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLargeError(f"an artifact has at most {limit} bytes here, this one has {declared}", "too_large")
+    limit = _limit(request)
     if await asyncio.to_thread(_held, db, principal.tenant, sha256) is not None:
         response.status_code = 200
     try:
@@ -99,10 +96,7 @@ async def post_artifact(
     request: Request, principal: Annotated[Principal, Depends(permit("artifacts.write"))], db: Db, artifacts: Artifacts
 ) -> dict[str, Any]:
     """Store the body and tell its SHA-256, for those who cannot hash before they send. 413 when it is too large."""
-    limit = cast("Settings", request.app.state.settings).max_artifact_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLargeError(f"an artifact has at most {limit} bytes here, this one has {declared}", "too_large")
+    limit = _limit(request)
     try:
         sha256, size = await artifacts.put_unnamed(request.stream(), limit)
     except ClientDisconnect as error:
@@ -121,6 +115,15 @@ def get_artifact(sha256: Hash, principal: ArtifactReader, db: Db, artifacts: Art
         raise NotFoundError(f"there is no artifact {sha256} in tenant {principal.tenant}", "no_artifact")
     headers = {"etag": f'"{sha256}"', "cache-control": FOREVER}
     return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+def _limit(request: Request) -> int:
+    """Return how many bytes an artifact may have. Raises TooLargeError when the request says that it has more."""
+    limit = cast("Settings", request.app.state.settings).max_artifact_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLargeError(f"an artifact has at most {limit} bytes here, this one has {declared}", "too_large")
+    return limit
 
 
 def _held(db: Database, tenant: str, sha256: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,6 +82,20 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UnavailableError, match="No space left"):
         await store.put(hashlib.sha256(b"bytes").hexdigest(), blocks(b"bytes"), 100)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [5000, 3 * BLOCK])
+async def test_a_disk_that_fills_up_on_the_way_is_told_and_leaves_nothing(tmp_path: Path, size: int) -> None:
+    store, content = ArtifactStore(tmp_path), os.urandom(size)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))  # as on a full disk, writing and closing both fail
+    try:
+        with pytest.raises(UnavailableError, match="make room") as refused:
+            await store.put(hashlib.sha256(content).hexdigest(), blocks(content), 4 * BLOCK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused.value.code == "disk_full"
     assert files(tmp_path) == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -89,6 +91,32 @@ async def test_an_upload_that_does_not_tell_its_size_is_stopped_as_well(site: Si
     async with site.client() as client:
         answer = await client.put(f"/api/v1/artifacts/{'0' * 64}", content=parts())
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+async def test_who_cannot_hash_sends_bytes_and_is_told_their_name(site: Site) -> None:
+    async with site.client() as client:
+        answer = await client.post("/api/v1/artifacts", content=CONTENT)
+        assert (answer.status_code, answer.json()) == (201, {"sha256": SHA256, "size": len(CONTENT)})
+        assert (await client.get(ADDRESS)).content == CONTENT
+        for content, status, code in ((b"", 400, "empty"), (bytes(4 * 1024**2 + 1), 413, "too_large")):
+            refused = await client.post("/api/v1/artifacts", content=content)
+            assert (refused.status_code, refused.json()["code"]) == (status, code)
+    async with site.client("viewer") as client:
+        assert (await client.post("/api/v1/artifacts", content=b"x")).status_code == 403
+
+
+async def test_a_full_disk_answers_503_and_says_what_to_do(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    async with site.client() as client:
+        answer = await client.put(ADDRESS, content=CONTENT)
+        assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
+        assert "make room" in answer.json()["error"]
+        monkeypatch.undo()
+        assert (await client.head(ADDRESS)).status_code == 404
+        assert (await client.put(ADDRESS, content=CONTENT)).status_code == 201
 
 
 @pytest.mark.parametrize(
