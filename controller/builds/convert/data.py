@@ -7,6 +7,7 @@ taken. Runs in a child process only. Does not know any engine.
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
 import zlib
@@ -46,6 +47,7 @@ _UNREADABLE: Final = (
     OSError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     NotImplementedError,
     EOFError,
     ValueError,
@@ -144,10 +146,15 @@ def _read_array(stream: IO[bytes], name: str, size: int, spec: TensorSpec | None
     )
     if read_header is None:
         raise InputRefusedError(f"{name} is written in an unknown version of the npy format: {version}")
-    shape, fortran, dtype = read_header(stream)
+    try:
+        shape, fortran, dtype = read_header(stream)
+    except MemoryError:
+        raise
+    except Exception as error:  # a header is a Python literal: what its many parsers raise is not to be foreseen
+        raise InputRefusedError(f"{name} has a header that cannot be read: {type(error).__name__}: {error}") from error
     if dtype.hasobject:
         raise InputRefusedError(f"{name} holds pickled objects, which could run code: save plain numbers")
-    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > size:
+    if any(type(length) is not int or length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > size:
         raise InputRefusedError(f"{name} promises an array of shape {shape} but holds only {size} bytes")
     if not shape or shape[0] > MAX_ROWS:
         raise InputRefusedError(f"{name} has shape {shape}: it needs rows, at most {MAX_ROWS}")

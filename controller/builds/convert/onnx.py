@@ -1,8 +1,8 @@
 """Checks an uploaded ONNX model, and makes FP32 and INT8 candidates of it.
 
-Invariant: runs only as a child process (`controller/builds/child.py`); a model with external data, custom operators or
-an odd opset is refused with a sentence before any engine loads it, and an engine that dies on it takes only this
-process along. Does not measure or judge. The only file that imports onnx and the quantiser.
+Invariant: runs only as a child process (`controller/builds/child.py`); a model with external data, with functions or
+operators of its own or with an odd opset is refused with a sentence before any engine loads it, and an engine that dies
+on it takes only this process along. Does not measure or judge. The only file that imports onnx and the quantiser.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MODULE: Final = "controller.builds.convert.onnx"
 MAX_MODEL: Final = 1024**3  # bytes; a protobuf message ends at twice that
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 8
+MAX_GOLDEN: Final = 32 * 1024**2  # bytes; devices refuse a golden file of more than twice that
 OLDEST_OPSET, NEWEST_OPSET, WANTED_OPSET = 7, 21, 17
 NEWEST_IR: Final = 10  # with opset 21, of the oldest runtime that builds name
 LEAST_FOR_INT8: Final = 13  # scales per channel came with it
@@ -103,8 +104,15 @@ def check(request: CheckRequest) -> Checked:
     data = read_data(Path(request.data), inputs)
     if batch and count(data.golden) < batch:
         raise InputRefusedError(f"the model takes exactly {batch} rows, the data file has fewer golden rows")
-    scores = run(session, take(data.golden, 0, batch or count(data.golden)))[0]
-    labelled = _labelled(data, scores)
+    golden = take(data.golden, 0, batch or count(data.golden))
+    answers = run(session, golden)
+    size = sum(array.nbytes for array in (*golden.values(), *answers))
+    if size > MAX_GOLDEN:
+        raise InputRefusedError(
+            f"{count(golden)} golden rows and their outputs take {size} bytes, at most {MAX_GOLDEN} are possible: "
+            "put fewer rows into the golden arrays of the data file"
+        )
+    labelled = _labelled(data, answers[0])
     Path(request.output).write_bytes(payload)
     return Checked(
         inputs=list(inputs),
@@ -158,7 +166,9 @@ def _read_model(path: Path) -> onnx.ModelProto:
         raise InputRefusedError(f"the file is not an ONNX model: {first_line(error)}") from error
     if not model.graph.node:
         raise InputRefusedError("the file holds no ONNX graph")
-    domains = {entry.domain for entry in model.opset_import} | {function.domain for function in model.functions}
+    if model.functions:
+        raise InputRefusedError("the model brings functions of its own: export it with all of them inlined")
+    domains = {entry.domain for entry in model.opset_import}
     nodes = 0
     for graph in _graphs(model.graph, 0):
         nodes += len(graph.node)
@@ -207,13 +217,14 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _clean(model: onnx.ModelProto) -> None:
     """Drop what tells about the author's machine, and what only misleads the quantiser."""
     model.ir_version = min(model.ir_version, NEWEST_IR)  # the frame's version, not the operators': runtimes are strict
-    model.doc_string = ""
-    del model.metadata_props[:]
+    del model.training_info[:]  # more graphs, which nobody runs
+    told: list[Any] = [model]
     for graph in _graphs(model.graph, 0):
-        graph.doc_string = ""
         del graph.value_info[:]  # stale shapes in it make the quantiser fail
-        for node in graph.node:
-            node.doc_string = ""
+        told += [graph, *graph.node, *graph.input, *graph.output, *_constants(graph)]
+    for thing in told:  # exporters write paths and whole stack traces here
+        thing.doc_string = ""
+        del thing.metadata_props[:]
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]

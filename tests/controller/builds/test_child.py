@@ -43,6 +43,8 @@ def answer(request):
     if what == "flood":
         sys.stderr.write("x" * 5_000_000)
         raise ZeroDivisionError("the end of the log")
+    if what == "victim":
+        return {"score": int(open("/proc/self/oom_score_adj").read())}
     if what == "environment":
         return {"names": sorted(os.environ)}
     return {"echo": request}
@@ -104,6 +106,10 @@ async def test_when_the_caller_is_cancelled_the_child_is_gone(module: str, tmp_p
         await task
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_when_memory_runs_out_it_is_the_one_to_go(module: str) -> None:
+    assert await do(module, "victim") == {"score": 1000}
 
 
 async def test_it_sees_nothing_of_this_environment(module: str, monkeypatch: pytest.MonkeyPatch) -> None:

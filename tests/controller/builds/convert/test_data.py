@@ -90,7 +90,9 @@ def forged(path: Path, shape: str, body: bytes = b"") -> Path:
     return path
 
 
-@pytest.mark.parametrize("shape", ["(1000000000000, 4)", "(9, 4)", "(-1, 4)", "(2, -2)", "('a',)", "__import__('os')"])
+@pytest.mark.parametrize(
+    "shape", ["(1000000000000, 4)", "(9, 4)", "(-1, 4)", "(2, -2)", "('a',)", "__import__('os')", "(True, 4)", "((((("]
+)
 def test_a_header_that_promises_more_than_there_is(tmp_path: Path, shape: str) -> None:
     with pytest.raises(InputRefusedError):
         read_data(forged(tmp_path / "data.npz", shape, bytes(64)), SPECS)
@@ -106,6 +108,19 @@ def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x05\x06" + bytes(18), pickle.dumps([1])])
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError):
+        read_data(path, SPECS)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_with_a_wrong_byte_is_refused_however_it_was_packed(tmp_path: Path, method: int) -> None:
+    array, path = io.BytesIO(), tmp_path / "data.npz"
+    np.save(array, np.random.default_rng(1).random((200, 4), np.float32))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("golden_x.npy", array.getvalue())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(InputRefusedError):
         read_data(path, SPECS)

@@ -62,7 +62,11 @@ async def test_the_cleaned_model_tells_nothing_about_its_author(write_model: Any
         model.doc_string = "made by alice"
         model.graph.doc_string = "/home/alice/train.py"
         model.graph.node[0].doc_string = "/home/alice/train.py:12"
-        model.metadata_props.add(key="path", value="/home/alice")
+        things = [model, model.graph, model.graph.node[0], model.graph.input[0], model.graph.initializer[0]]
+        for thing in things:
+            thing.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="/home/alice/train.py:12")
+        model.graph.output[0].doc_string = model.graph.initializer[0].doc_string = "by alice"
+        model.training_info.add().algorithm.doc_string = "by alice"
         model.ir_version = 12
         weight = model.graph.initializer[0]
         model.graph.input.append(helper.make_tensor_value_info("w", weight.data_type, list(weight.dims)))
@@ -102,6 +106,16 @@ def external_in_attribute(model: onnx.ModelProto) -> None:
     constant.ClearField("raw_data")
     constant.external_data.add(key="location", value="../secret")
     model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=constant))
+
+
+def external_in_function(model: onnx.ModelProto) -> None:
+    constant = numpy_helper.from_array(np.zeros((4, 3), np.float32), "c")
+    constant.ClearField("raw_data")
+    constant.external_data.add(key="location", value="../secret")
+    node = helper.make_node("Constant", [], ["y"], value=constant)
+    opset = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("", "Mine", ["x"], ["y"], [node], opset))
+    model.graph.node.append(helper.make_node("Mine", ["x"], ["unused"]))
 
 
 def external_in_branch(model: onnx.ModelProto) -> None:
@@ -154,6 +168,7 @@ HOSTILE: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (external_by_entry_only, "in another file"),
     (external_in_attribute, "in another file"),
     (external_in_branch, "in another file"),
+    (external_in_function, "functions of its own"),
     (foreign, "com.evil"),
     (undeclared_foreign, "ai.onnx.contrib"),
     (deep, "more than 8 deep"),
@@ -176,6 +191,18 @@ def test_hostile_models_are_refused_before_an_engine_sees_them(
         converter.check(request)
     assert words in str(refused.value)
     assert not (model.parent / "fp32.onnx").exists()
+
+
+def test_golden_rows_that_no_device_would_take_are_refused_at_once(
+    write_model: Any, write_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = write_model(), write_data()
+    request = CheckRequest(model=str(model), data=str(data), output=str(model.parent / "fp32.onnx"))
+    monkeypatch.setattr(converter, "MAX_GOLDEN", 16 * (4 + 3) * 4)
+    converter.check(request)
+    monkeypatch.setattr(converter, "MAX_GOLDEN", 16 * (4 + 3) * 4 - 1)
+    with pytest.raises(InputRefusedError, match="put fewer rows"):
+        converter.check(request)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"\x08\x08" + bytes(10), b"PK\x03\x04"])
