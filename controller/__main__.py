@@ -9,7 +9,7 @@ import typer
 
 from controller.commands import devices, infer, models, rollouts, run, tokens
 from controller.commands.logs import configure
-from controller.commands.output import messages
+from controller.commands.output import say
 from controller.errors import ControllerError
 from controller.local import run as local_run
 from wire.version import __version__
@@ -51,7 +51,7 @@ def main() -> None:
     try:
         app()
     except ControllerError as error:
-        messages.print(f"muster: {error}", markup=False, soft_wrap=True)
+        say(f"muster: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,16 +1,18 @@
 """The HTTP API as the command line sees it: who to ask, with which token, and what a refusal means.
 
 Invariant: every failure becomes one of the errors in `controller/errors.py` with the server's own words, so that the
-exit code tells what happened. Never prints; never stores a token.
+exit code tells what happened. Never prints. A login, which holds a token, is written for its owner alone.
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -26,8 +28,10 @@ from controller.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from controller.installation import write_private_bytes
 
 TIMEOUT: Final = 30.0
+STORED_SECONDS: Final = 300.0  # until a slow disk has taken an upload
 _ERRORS: Final[dict[int, type[ControllerError]]] = {
     kind.status: kind
     for kind in (
@@ -77,27 +81,22 @@ def read_login(file: Path | None = None) -> Login:
 
 def write_login(file: Path, login: Login) -> None:
     """Write ``login`` so that only this user can read it, in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(file.name + ".tmp")
-    with os.fdopen(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as output:
-        output.write(msgspec.json.format(msgspec.json.encode(login), indent=2) + b"\n")
-    beside.replace(file)
+    write_private_bytes(file, msgspec.json.format(msgspec.json.encode(login), indent=2) + b"\n")
+
+
+def at(address: str, *names: str) -> str:
+    """Return ``address`` with what an operator typed in place of each ``{}``. Raises InvalidError for no name."""
+    for name in names:
+        if name in ("", ".", ".."):
+            raise InvalidError(f"{name!r} is not a name", "bad_name")
+    return address.format(*(quote(name, safe="") for name in names))
 
 
 class Api:
     """The API of one controller. Every method raises a ControllerError when the answer is not a success."""
 
     def __init__(self, login: Login) -> None:
-        try:
-            self._client = httpx.Client(
-                base_url=login.api_url,
-                verify=_context(login.ca_file),
-                headers={"Authorization": f"Bearer {login.token}"},
-                timeout=TIMEOUT,
-                trust_env=False,
-            )
-        except OSError as error:
-            raise InvalidError(f"the login's ca_file {login.ca_file}: {error}", "bad_login") from error
+        self._client = _client(login.api_url, login)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Return the JSON of a GET; parameters that are None are left out."""
@@ -120,7 +119,9 @@ class Api:
     def upload(self, path: str, file: Path) -> Any:
         """PUT the bytes of ``file``."""
         with file.open("rb") as body:
-            return self._json("PUT", path, content=body, headers={"Content-Length": str(file.stat().st_size)})
+            size = {"Content-Length": str(file.stat().st_size)}
+            timeout = httpx.Timeout(TIMEOUT, read=STORED_SECONDS)
+            return self._json("PUT", path, content=body, headers=size, timeout=timeout)
 
     def close(self) -> None:
         """Let the connections go."""
@@ -130,30 +131,26 @@ class Api:
         with unreachable(str(self._client.base_url)):
             answer = self._client.request(method, path, **arguments)
         raise_for(answer.status_code, answer.content)
-        return msgspec.json.decode(answer.content) if answer.content else None
+        return _decode(path, answer.content) if answer.content else None
 
 
 class Gateway:
     """The gateway of one fleet, as a client program uses it."""
 
     def __init__(self, login: Login) -> None:
-        self._client = httpx.Client(
-            base_url=login.gateway_url,
-            verify=_context(login.ca_file),
-            headers={"Authorization": f"Bearer {login.token}"},
-            timeout=TIMEOUT,
-            trust_env=False,
-        )
+        self._client = _client(login.gateway_url, login)
 
     def infer(self, model: str, body: bytes, deadline_ms: int | None = None) -> tuple[Any, Mapping[str, str]]:
         """POST a V2 inference request; return the answer's JSON and its headers."""
-        headers = {"Content-Type": "application/json"}
+        headers, timeout = {"Content-Type": "application/json"}, TIMEOUT
         if deadline_ms is not None:
             headers["Muster-Deadline-Ms"] = str(deadline_ms)
+            timeout += deadline_ms / 1000  # the gateway answers in time, and says why
+        path = at("/v2/models/{}/infer", model)
         with unreachable(str(self._client.base_url)):
-            answer = self._client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+            answer = self._client.post(path, content=body, headers=headers, timeout=timeout)
         raise_for(answer.status_code, answer.content)
-        return msgspec.json.decode(answer.content), answer.headers
+        return _decode(path, answer.content), answer.headers
 
     def close(self) -> None:
         """Let the connections go."""
@@ -185,7 +182,23 @@ def unreachable(url: str) -> Iterator[None]:
         ) from error
 
 
-def _context(ca_file: str) -> Any:
-    import ssl
+def _client(url: str, login: Login) -> httpx.Client:
+    try:
+        return httpx.Client(
+            base_url=url,
+            verify=ssl.create_default_context(cafile=login.ca_file),
+            headers={"Authorization": f"Bearer {login.token}"},
+            timeout=TIMEOUT,
+            trust_env=False,
+        )
+    except OSError as error:
+        raise InvalidError(f"the login's ca_file {login.ca_file}: {error}", "bad_login") from error
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidError(f"the login's address {url!r} or token: {error}", "bad_login") from error
 
-    return ssl.create_default_context(cafile=ca_file)
+
+def _decode(path: str, content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.MsgspecError as error:
+        raise UnavailableError(f"{path} answered something odd: is it a controller? {error}", "odd") from error

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from controller.commands.client import Api, read_login
+from controller.commands.client import Api, at, read_login
 from controller.commands.options import AsJson, Limit
-from controller.commands.output import data, messages, show_fields, show_json, show_table, when
+from controller.commands.output import say, show_done, show_fields, show_json, show_table, show_text, when
 from controller.errors import ConflictError, NotFoundError, UnavailableError
 
 ANSWER_SECONDS: Final = 60.0
@@ -50,7 +50,7 @@ def list_devices(
 def show(device: DeviceName, as_json: AsJson = False) -> None:
     """Show one device: facts with evidence, and what runs."""
     api = Api(read_login())
-    show_fields(api.get(f"/api/v1/devices/{id_of(api, device)}"), as_json)
+    show_fields(api.get(at("/api/v1/devices/{}", id_of(api, device))), as_json)
 
 
 @app.command()
@@ -66,12 +66,12 @@ def logs(device: DeviceName, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revoke(device: DeviceName) -> None:
+def revoke(device: DeviceName, as_json: AsJson = False) -> None:
     """Take a device out of the fleet: it is refused everywhere from now on."""
     api = Api(read_login())
     found = id_of(api, device)
-    api.delete(f"/api/v1/devices/{found}")
-    messages.print(f"{found} is revoked")
+    api.delete(at("/api/v1/devices/{}", found))
+    show_done({"id": found, "revoked": True}, as_json, f"{found} is revoked")
 
 
 def id_of(api: Api, device: str) -> str:
@@ -94,19 +94,19 @@ def show_answer(answer: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(answer)
     elif answer["text"]:
-        data.print(answer["text"], markup=False, end="")
+        show_text(answer["text"])
     if answer["outcome"] != "done":
         raise ConflictError(f"{answer['outcome']}: {answer['detail']}", "not_done")
     if not as_json:
-        messages.print(answer["detail"])
+        say(answer["detail"])
 
 
 def _commanded(device: str, kind: str) -> Mapping[str, Any]:
     api = Api(read_login())
-    made = api.post(f"/api/v1/devices/{id_of(api, device)}/commands", {"kind": kind})
+    made = api.post(at("/api/v1/devices/{}/commands", id_of(api, device)), {"kind": kind})
     until = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < until:
-        command: Mapping[str, Any] = api.get(f"/api/v1/commands/{made['id']}")
+        command: Mapping[str, Any] = api.get(at("/api/v1/commands/{}", made["id"]))
         if command["state"] == "answered":
             return command
         time.sleep(0.2)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from controller.commands.client import Api, read_login
+from controller.commands.client import Api, at, read_login
 from controller.commands.options import AsJson
-from controller.commands.output import messages, show_done, show_fields, show_table, when
-from controller.errors import ConflictError, InvalidError
+from controller.commands.output import say, show_done, show_fields, show_table, when
+from controller.errors import ConflictError, InvalidError, UnavailableError
 
 models = typer.Typer(no_args_is_help=True, help="Models and their versions.")
 builds = typer.Typer(no_args_is_help=True, help="Builds: what was made, measured, accepted or refused.")
@@ -34,7 +34,7 @@ def list_models(as_json: AsJson = False) -> None:
 @models.command()
 def show(name: str, as_json: AsJson = False) -> None:
     """Show one model with its versions."""
-    show_fields(Api(read_login()).get(f"/api/v1/models/{name}"), as_json)
+    show_fields(Api(read_login()).get(at("/api/v1/models/{}", name)), as_json)
 
 
 @models.command()
@@ -54,7 +54,7 @@ def push(
     version = push_version(api, name, onnx, data, [target])
     if wait:
         for job in version["jobs"]:
-            wait_for_job(api, job, lambda text: messages.print(text))
+            wait_for_job(api, job, say)
     show_done(version, as_json, f"{name} version {version['version']}")
 
 
@@ -84,20 +84,23 @@ def list_builds(
 @builds.command("show")
 def show_build(build: str, as_json: AsJson = False) -> None:
     """Show one build with its figures and reasons."""
-    show_fields(Api(read_login()).get(f"/api/v1/builds/{build}"), as_json)
+    show_fields(Api(read_login()).get(at("/api/v1/builds/{}", build)), as_json)
 
 
 def push_version(api: Api, name: str, onnx: Path, data: Path, targets: list[dict[str, str]]) -> dict[str, Any]:
     """Upload two files under their hashes and make a model version of them; return what the API answers."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for key, file in (("source_sha256", onnx), ("data_sha256", data)):
-        if file.stat().st_size == 0:
-            raise InvalidError(f"{file} is empty", "empty_file")
-        with file.open("rb") as stream:
-            hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not api.exists(f"/api/v1/artifacts/{hashes[key]}"):
-            api.upload(f"/api/v1/artifacts/{hashes[key]}", file)
-    answer: dict[str, Any] = api.post(f"/api/v1/models/{name}/versions", hashes | {"targets": targets})
+        try:
+            if file.stat().st_size == 0:
+                raise InvalidError(f"{file} is empty", "empty_file")
+            with file.open("rb") as stream:
+                hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            if not api.exists(f"/api/v1/artifacts/{hashes[key]}"):
+                api.upload(f"/api/v1/artifacts/{hashes[key]}", file)
+        except OSError as error:
+            raise InvalidError(f"{file}: {error}", "bad_file") from error
+    answer: dict[str, Any] = api.post(at("/api/v1/models/{}/versions", name), hashes | {"targets": targets})
     return answer
 
 
@@ -114,7 +117,11 @@ def wait_for_job(api: Api, job: str, say: Callable[[str], object], deadline: flo
         if state["state"] == "failed":
             raise ConflictError(f"the build failed: {state['error']}", "build_failed")
         time.sleep(0.2)
-    raise ConflictError(f"the build was not done after {deadline:.0f} s; is the builder running?", "build_slow")
+    raise UnavailableError(
+        f"the build was not done after {deadline:.0f} s and goes on; is the builder running? `muster builds list` "
+        "shows what comes of it",
+        "build_slow",
+    )
 
 
 def accuracy(row: Mapping[str, Any]) -> str:

@@ -1,27 +1,47 @@
 """How the command line shows things: tables for people, JSON for programs.
 
-Invariant: data goes to standard output, everything else to standard error.
+Invariant: data goes to standard output, everything else to standard error. JSON goes out as it is; in text for people
+no character of a name or message, which may come from a device, is a command to the terminal or to the printer here.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-data = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+UNBOUND: Final = 10_000  # columns where no terminal is: a program or a file reads whole lines
+_COMMANDS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 Column = tuple[str, str | Callable[[Mapping[str, Any]], str]]
 
 
 def show_json(value: Any) -> None:
     """Print ``value`` as JSON."""
-    data.print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), markup=False)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def show_text(text: str) -> None:
+    """Print ``text`` that is data."""
+    sys.stdout.write(visible(text).removesuffix("\n") + "\n")
+    sys.stdout.flush()  # what runs on must not keep it
+
+
+def say(text: str) -> None:
+    """Tell ``text`` on standard error."""
+    messages.print(visible(text), markup=False)
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with a mark in place of each character that would be a command to a terminal."""
+    return _COMMANDS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], as_json: bool, nothing: str) -> None:
@@ -30,14 +50,14 @@ def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], as_
         show_json(list(rows))
         return
     if not rows:
-        messages.print(nothing)
+        say(nothing)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, _ in columns:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row, source) for _, source in columns))
-    data.print(table)
+        table.add_row(*(visible(_cell(row, source)) for _, source in columns))
+    _print(table)
 
 
 def show_fields(value: Mapping[str, Any], as_json: bool) -> None:
@@ -49,8 +69,8 @@ def show_fields(value: Mapping[str, Any], as_json: bool) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, field in value.items():
-        table.add_row(name, _text(field))
-    data.print(table)
+        table.add_row(name, visible(_text(field)))
+    _print(table)
 
 
 def show_done(value: Any, as_json: bool, text: str) -> None:
@@ -58,7 +78,7 @@ def show_done(value: Any, as_json: bool, text: str) -> None:
     if as_json:
         show_json(value)
     else:
-        messages.print(text)
+        say(text)
 
 
 def when(seconds: float | None) -> str:
@@ -66,6 +86,11 @@ def when(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else UNBOUND
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=width).print(table)
 
 
 def _cell(row: Mapping[str, Any], source: str | Callable[[Mapping[str, Any]], str]) -> str:

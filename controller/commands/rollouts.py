@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from controller.commands.client import Api, read_login
+from controller.commands.client import Api, at, read_login
 from controller.commands.options import AsJson
-from controller.commands.output import messages, show_done, show_fields, show_json, show_table, when
+from controller.commands.output import say, show_done, show_fields, show_json, show_table, when
 from controller.errors import InvalidError
 
 releases = typer.Typer(no_args_is_help=True, help="Releases: immutable sets of model versions.")
@@ -74,7 +74,8 @@ def list_rollouts(as_json: AsJson = False) -> None:
 def create_rollout(
     release: str,
     tag: Annotated[list[str] | None, typer.Option(help="Only devices with this tag.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Only this device.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device, by its id or name.")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="Only devices of this profile.")] = None,
     policy: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The policy as JSON.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say who would get what, and who not and why.")] = False,
     as_json: AsJson = False,
@@ -85,31 +86,40 @@ def create_rollout(
         selector["tags"] = tag
     if device:
         selector["devices"] = device
+    if profile:
+        selector["profiles"] = profile
     body: dict[str, Any] = {"release": release, "selector": selector, "dry_run": dry_run}
     if policy is not None:
         try:
             body["policy"] = msgspec.json.decode(policy.read_bytes())
-        except msgspec.MsgspecError as error:
+        except (OSError, msgspec.MsgspecError) as error:
             raise InvalidError(f"{policy} is not JSON: {error}", "bad_policy") from error
     answer = Api(read_login()).post("/api/v1/rollouts", body)
     if as_json or dry_run:
         show_json(answer)
     else:
-        messages.print(f"rollout {answer['id']}")
+        say(f"rollout {answer['id']}")
+    for warning in answer["warnings"]:
+        say(f"warning: {warning}")
 
 
 @rollouts.command()
 def show(rollout: str, as_json: AsJson = False) -> None:
     """Show one rollout: its stages, its gates, the reasons."""
-    show_fields(Api(read_login()).get(f"/api/v1/rollouts/{rollout}"), as_json)
+    show_fields(Api(read_login()).get(at("/api/v1/rollouts/{}", rollout)), as_json)
 
 
 @rollouts.command()
 def executions(rollout: str, as_json: AsJson = False) -> None:
     """Show what each device of a rollout does."""
-    answer = Api(read_login()).get(f"/api/v1/rollouts/{rollout}/executions")
+    api, found = Api(read_login()), []
+    after: str | None = ""
+    while after is not None:
+        page = api.get(at("/api/v1/rollouts/{}/executions", rollout), after=after, limit=1000)
+        found += page["executions"]
+        after = page["next"]
     show_table(
-        answer["executions"],
+        found,
         [("execution", "id"), ("device", "device"), ("component", "component"), ("state", "state"), ("fault", "fault")],
         as_json,
         "no device has begun yet",
@@ -119,7 +129,7 @@ def executions(rollout: str, as_json: AsJson = False) -> None:
 def _order(word: str, help_text: str) -> None:
     @rollouts.command(word, help=help_text)
     def order(rollout: str, as_json: AsJson = False) -> None:
-        answer = Api(read_login()).post(f"/api/v1/rollouts/{rollout}/{word}")
+        answer = Api(read_login()).post(at("/api/v1/rollouts/{}/" + word, rollout))
         show_done(answer, as_json, f"rollout {rollout}: {word}")
 
 

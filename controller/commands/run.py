@@ -14,7 +14,7 @@ import typer
 from controller.commands.client import Api, Login, login_file, read_login, write_login
 from controller.commands.logs import configure
 from controller.commands.options import AsJson
-from controller.commands.output import data, messages, show_json
+from controller.commands.output import say, show_json, show_text
 from controller.installation import Installation, only_one
 from controller.settings import Settings, read_settings
 
@@ -40,10 +40,10 @@ def up(data_directory: DataOption = None, settings_file: SettingsOption = None) 
     def ready(installation: Installation) -> None:
         if installation.admin_token is not None:
             write_login(login_file(), login_of(installation, installation.admin_token))
-            messages.print(f"first start: the admin token is kept in {login_file()} and shown this once:")
-            data.print(installation.admin_token)
-        messages.print(f"API {installation.api_url}  gateway {installation.gateway_url}")
-        messages.print(f"console: `muster login` opens {installation.console_url}")
+            say(f"first start: the admin token is kept in {login_file()} and shown this once:")
+            show_text(installation.admin_token)
+        say(f"API {installation.api_url}  gateway {installation.gateway_url}")
+        say(f"console: `muster login` opens {installation.console_url}")
 
     with only_one(settings.data_directory):
         asyncio.run(run_all(settings, settings_file, ready))
@@ -80,7 +80,7 @@ def login(
     if as_json:
         show_json({"url": url, "expires": answer["expires"]})
     else:
-        data.print(url)
+        show_text(url)
 
 
 def login_of(installation: Installation, token: str) -> Login:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from controller.commands.client import Api, read_login
+from controller.commands.client import Api, at, read_login
 from controller.commands.options import AsJson, Limit
-from controller.commands.output import data, messages, show_json, show_table, when
-from controller.errors import ConflictError
+from controller.commands.output import say, show_done, show_json, show_table, show_text, when
+from controller.errors import ConflictError, InvalidError
+from controller.installation import write_private_bytes
 
 tokens = typer.Typer(no_args_is_help=True, help="Join tokens for devices, API tokens for people and programs.")
 audit = typer.Typer(no_args_is_help=True, help="The audit trail.")
@@ -30,12 +30,15 @@ def join(
     """Make a join token. It is shown this once."""
     answer = Api(read_login()).post("/api/v1/join-tokens", {"uses": uses, "seconds": seconds, "tags": tag or []})
     if file is not None:
-        write_secret(file, answer["token"])
-        messages.print(f"written to {file}")
+        try:
+            write_private_bytes(file, answer["token"].encode() + b"\n")
+        except OSError as error:
+            raise InvalidError(f"{file}: {error}; the token is lost, make another", "unwritable") from error
+        say(f"written to {file}")
     elif as_json:
         show_json(answer)
     else:
-        data.print(answer["token"])
+        show_text(answer["token"])
 
 
 @tokens.command()
@@ -51,7 +54,7 @@ def create(
     if as_json:
         show_json(answer)
     else:
-        data.print(answer["token"])
+        show_text(answer["token"])
 
 
 @tokens.command("list")
@@ -74,10 +77,10 @@ def list_tokens(as_json: AsJson = False) -> None:
 
 
 @tokens.command()
-def revoke(token: str) -> None:
+def revoke(token: str, as_json: AsJson = False) -> None:
     """Make an API token hold no more."""
-    Api(read_login()).delete(f"/api/v1/tokens/{token}")
-    messages.print(f"{token} is revoked")
+    Api(read_login()).delete(at("/api/v1/tokens/{}", token))
+    show_done({"id": token, "revoked": True}, as_json, f"{token} is revoked")
 
 
 @audit.command("list")
@@ -107,10 +110,4 @@ def verify(as_json: AsJson = False) -> None:
     if not answer["intact"]:
         raise ConflictError(f"the audit trail was changed: {answer.get('reason')}", "audit_broken")
     if not as_json:
-        messages.print("the audit trail is whole")
-
-
-def write_secret(file: Path, text: str) -> None:
-    """Write ``text`` and a line end so that only this user can read it."""
-    with os.fdopen(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as output:
-        output.write(text + "\n")
+        say("the audit trail is whole")

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controller.commands.client import Api, Gateway, Login, raise_for, read_login, write_login
+from controller.commands import client
+from controller.commands.client import Api, Gateway, Login, at, raise_for, read_login, write_login
 from controller.devices.authority import Authority
 from controller.errors import (
     ConflictError,
@@ -74,11 +75,19 @@ def test_a_missing_and_a_broken_login_say_what_to_do(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Login]:
-    """An HTTPS server that answers every GET with what it was asked, under a fleet CA."""
+    """An HTTPS server under a fleet CA that answers with what it was asked, a POST after half a second."""
 
     class Echo(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps({"path": self.path, "token": self.headers["Authorization"]}).encode()
+            self.answer(b"<html>a proxy" if self.path == "/proxy" else body)
+
+        def do_POST(self) -> None:
+            time.sleep(0.5)  # of a model that takes its time
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(json.dumps({"path": self.path, "deadline": self.headers["Muster-Deadline-Ms"]}).encode())
+
+        def answer(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -119,3 +128,32 @@ def test_nobody_there_is_said_so(server: Login) -> None:
     away = msgspec.structs.replace(server, gateway_url="https://127.0.0.1:1")
     with pytest.raises(UnavailableError, match="is it running"):
         Gateway(away).infer("digits", b"{}")
+
+
+def test_an_answer_is_awaited_as_long_as_it_is_of_use(server: Login, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    with pytest.raises(UnavailableError):
+        Gateway(server).infer("digits", b"{}", deadline_ms=1)
+    answer, _ = Gateway(server).infer("a/b c", b"{}", deadline_ms=5000)
+    assert answer == {"path": "/v2/models/a%2Fb%20c/infer", "deadline": "5000"}
+
+
+def test_what_answers_but_is_no_controller_is_told(server: Login) -> None:
+    with pytest.raises(UnavailableError, match="is it a controller"):
+        Api(server).get("/proxy")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ca_file": "/no/such/file"}, {"api_url": "https://a:b", "gateway_url": "https://a:b"}, {"token": "\u20ac"}],
+)
+def test_a_login_that_cannot_be_used_is_explained(server: Login, changes: dict[str, str]) -> None:
+    for kind in (Api, Gateway):
+        with pytest.raises(InvalidError, match="the login's"):
+            kind(msgspec.structs.replace(server, **changes))
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_is_no_name_goes_into_no_address(name: str) -> None:
+    with pytest.raises(InvalidError, match="is not a name"):
+        at("/api/v1/tokens/{}", name)
