@@ -161,7 +161,7 @@ def _speed(rows: str, baseline: Latency, candidate: Latency, limits: GateLimits)
         return _Finding(False, f"{measured}: slower by more than {limits.slower:.0%} and the noise")
     if ratio.noise > limits.noise:
         return _Finding(False, f"{measured}: the noise is too great to judge speed", noisy=True)
-    return _Finding(True, f"{measured}: not slower")
+    return _Finding(True, f"{measured}: not slower beyond {limits.slower:.0%} and the noise")
 
 
 def _size(baseline: Measured, candidate: Measured) -> _Finding:

@@ -64,12 +64,16 @@ class CandidateDocument(_Document):
 
 
 class ResultRequest(_Document):
-    """How an attempt ended: with candidates, or with an error. permanent: another try would fail the same way."""
+    """How an attempt ended: with candidates, or with an error.
+
+    permanent: another try would fail the same way. stopped: nothing failed, the builder was asked to stop.
+    """
 
     attempt: Annotated[int, Field(ge=1)]
     candidates: Annotated[tuple[CandidateDocument, ...], Field(max_length=16)] = ()
     error: Annotated[str, Field(max_length=4000)] = ""
     permanent: bool = False
+    stopped: bool = False
 
 
 def job_as_json(row: AnyRow) -> dict[str, Any]:

@@ -294,7 +294,10 @@ def finish_job(
         if not said.candidates:
             error = said.error or "the builder gave no reason"
             state = store.fail(
-                connection, principal.tenant, job, said.attempt, error, permanent=said.permanent, now=now
+                *(connection, principal.tenant, job, said.attempt, error),
+                permanent=said.permanent,
+                stopped=said.stopped,
+                now=now,
             )
             if state is None:
                 raise _not_held(job, said.attempt)

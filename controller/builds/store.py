@@ -1,8 +1,9 @@
 """Statements on artifacts, models, model_versions, build_jobs and builds.
 
 Invariant: a job is worked on by the holder of its newest attempt alone: every change by a builder names the attempt,
-and one that is no longer the newest changes nothing. A job that failed ``MAX_ATTEMPTS`` times is failed for good. Each
-function takes the caller's connection; none begins a transaction.
+and one that is no longer the newest changes nothing. A job whose attempt fails or goes silent is failed for good when
+it was not among the first ``MAX_ATTEMPTS`` - 1; stopping a builder fails nothing. Each function takes the caller's
+connection; none begins a transaction.
 """
 
 from __future__ import annotations
@@ -230,15 +231,27 @@ def finish(connection: Connection, tenant: str, identifier: str, attempt: int, n
 
 
 def fail(
-    connection: Connection, tenant: str, identifier: str, attempt: int, error: str, *, permanent: bool, now: float
+    connection: Connection,
+    tenant: str,
+    identifier: str,
+    attempt: int,
+    error: str,
+    *,
+    permanent: bool,
+    stopped: bool = False,
+    now: float,
 ) -> str | None:
-    """Note that an attempt failed; return the job's state after it ("waiting" or "failed"), None as above."""
-    final = permanent or attempt >= MAX_ATTEMPTS
+    """Note that an attempt failed; return the job's state after it ("waiting" or "failed"), None as above.
+
+    ``stopped``: it did not fail, its builder was stopped; any builder may go on at once, however often that was.
+    """
+    final = permanent or (attempt >= MAX_ATTEMPTS and not stopped)
     values: dict[str, Any] = {"error": error[:ERROR_LENGTH], "progress": "failed"}
     if final:
         values |= {"state": "failed", "lease_until": None, "finished": now}
     else:
-        values |= {"state": "waiting", "lease_until": now + RETRY_SECONDS * 3 ** (attempt - 1)}
+        pause = 0.0 if stopped else RETRY_SECONDS * 3 ** (attempt - 1)
+        values |= {"state": "waiting", "lease_until": now + pause}
     if connection.execute(_held(tenant, identifier, attempt).values(**values)).rowcount != 1:
         return None
     return str(values["state"])

@@ -89,7 +89,7 @@ class _Attempt:
                 await _end(work)
                 self._log.info("job dropped", doing=self._doing, stopping=self._stop.is_set())
                 if not self._lost.is_set():
-                    await self._give_back()
+                    await self._give_back({"error": "the builder was stopped", "stopped": True})
                 return
             await self._tell(work.result())
         finally:
@@ -146,7 +146,7 @@ class _Attempt:
         except ControllerError as error:
             self._log.warning("the result was not taken", error=str(error), code=error.code)
             if "candidates" in result and not isinstance(error, ConflictError | UnavailableError):
-                await self._give_back(f"the controller refused the result: {error}")
+                await self._give_back({"error": f"the controller refused the result: {error}"[:4000]})
         else:
             self._log.info("job finished", result="failed" if "error" in result else "done")
 
@@ -165,10 +165,10 @@ class _Attempt:
             await asyncio.sleep(self._job.lease_seconds / SIGNS_OF_LIFE)
             await self._say(self._doing)
 
-    async def _give_back(self, error: str = "the builder was stopped") -> None:
+    async def _give_back(self, result: dict[str, Any]) -> None:
         with contextlib.suppress(ControllerError, TimeoutError):
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._api.result(self._job, {"error": error[:4000]})
+                await self._api.result(self._job, result)
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
         """Do ``call`` again while the controller is away, for some minutes. Raises what it raises after that."""

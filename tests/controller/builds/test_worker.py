@@ -128,6 +128,16 @@ async def test_stopping_gives_the_job_back(served: Served, sample: Sample) -> No
     assert ended["error"] == "the builder was stopped"
 
 
+async def test_stopping_as_often_as_one_likes_fails_no_job(served: Served, sample: Sample) -> None:
+    job = await order(served, sample.model.read_bytes(), sample.data.read_bytes(), optimization="none")
+    for attempt in range(1, store.MAX_ATTEMPTS + 2):
+        async with building(served):
+            await job_when(served, job, lambda row, n=attempt: (row["state"], row["attempt"]) == ("running", n))
+        assert (await job_when(served, job, lambda row: row["state"] != "running"))["state"] == "waiting"
+    async with building(served):
+        assert (await job_when(served, job, lambda row: row["state"] == "done"))["error"] == ""
+
+
 async def test_a_job_that_another_attempt_holds_is_dropped(
     served: Served, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
