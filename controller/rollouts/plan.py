@@ -118,12 +118,10 @@ class _Look:
 
     def proven(self) -> bool:
         """Whether a device of an earlier stage runs the release."""
-        return any(
-            execution.succeeded
-            for stage in self.rollout.stages[:-1]
-            for device in stage.devices
-            for execution in self.executions.get(device, {}).values()
-        )
+        needed = len(self.rollout.components)
+        earlier = (device for stage in self.rollout.stages[:-1] for device in stage.devices)
+        given = (self.executions.get(device, {}).values() for device in earlier)
+        return any(len(each) == needed and all(e.succeeded for e in each) for each in given)
 
 
 def _run(view: _Look) -> list[Step]:

@@ -29,6 +29,7 @@ from controller.rollouts.preview import dry_run, gate_now
 from controller.rollouts.store import AnyRow
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit, public
+from wire.execution import ExecutionState
 
 MAX_LISTED: Final = 200
 MAX_PAGE: Final = 1000
@@ -239,7 +240,7 @@ def list_executions(
     db: Db,
     after: str = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 500,
-    state: str | None = None,
+    state: ExecutionState | None = None,
 ) -> dict[str, Any]:
     """Return a rollout's executions in the order of their ids; ``next`` continues."""
     with db.read() as connection:

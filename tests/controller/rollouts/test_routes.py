@@ -220,6 +220,12 @@ async def test_a_release_is_found_by_name_and_executions_come_in_pages(client: C
         seen += [row["device"] for row in page["executions"]]
         after = page["next"]
     assert len(seen) == len(set(seen)) == 5
+    counts = {"SUCCEEDED": 5, "FAILED": 0}
+    for state, count in counts.items():
+        found = await client("GET", f"/rollouts/{rollout}/executions?state={state}")
+        assert len(found["executions"]) == count
+    mistyped = await client("GET", f"/rollouts/{rollout}/executions?state=FAILD", status=400)
+    assert "'FAILED'" in mistyped["error"]
 
 
 async def test_the_schema_is_open(client: Client) -> None:
