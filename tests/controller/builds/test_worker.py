@@ -141,9 +141,10 @@ async def test_stopping_as_often_as_one_likes_fails_no_job(served: Served, sampl
 async def test_a_job_that_another_attempt_holds_is_dropped(
     served: Served, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dropped = asyncio.Event()
+    begun, dropped = asyncio.Event(), asyncio.Event()
 
     async def slow(*_: Any, **__: Any) -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -153,7 +154,8 @@ async def test_a_job_that_another_attempt_holds_is_dropped(
     monkeypatch.setattr(worker, "SIGNS_OF_LIFE", 600)  # every tenth of a second
     job = await order(served, sample.model.read_bytes(), sample.data.read_bytes())
     async with building(served):
-        await job_when(served, job, lambda row: row["state"] == "running")
+        async with asyncio.timeout(30):
+            await begun.wait()
         with served.site.database.begin() as connection:
             connection.execute(build_jobs.update().values(attempt=2, lease_until=time.time() + 600))
         async with asyncio.timeout(10):
