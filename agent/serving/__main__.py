@@ -69,6 +69,7 @@ async def _serve_data(data: Path, host: str, port: int, owner_pid: int) -> None:
         async def drain() -> None:
             tunnel.draining = True
             await models.drain()
+            await tunnel.finish()
 
         try:
             await hosting.host([(server, http), (control, unix)], begin, drain, stop, owner_pid)

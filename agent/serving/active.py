@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from agent import durable
+from agent.errors import DeviceError
 
 log = structlog.get_logger()
 
@@ -53,17 +54,26 @@ class ActiveFile:
         durable.write_atomic(self._file, msgspec.json.encode(active), "serving.active")
 
     def begin(self, build: str) -> bool:
-        """Note that ``build`` is about to be loaded at a start; False when it must be left out. Raises DeviceError."""
+        """Note that ``build`` is about to be loaded at a start; False when it must be left out.
+
+        Where it cannot be noted the build is loaded all the same: a full disk must not keep it from being served.
+        """
         before = _read(self._attempt, _Attempt)
         count = before.count + 1 if before is not None and before.build == build else 1
         if count > MAX_ATTEMPTS:
             return False
-        durable.write_atomic(self._attempt, msgspec.json.encode(_Attempt(build, count)), "serving.attempt")
+        try:
+            durable.write_atomic(self._attempt, msgspec.json.encode(_Attempt(build, count)), "serving.attempt")
+        except DeviceError as error:
+            log.warning("cannot note a load", build=build, reason=str(error))
         return True
 
     def done(self) -> None:
-        """Note that the load ended, well or not, without the process. Raises DeviceError."""
-        durable.remove(self._attempt, "serving.attempt")
+        """Note that the load ended, well or not, without the process; what cannot be noted is logged."""
+        try:
+            durable.remove(self._attempt, "serving.attempt")
+        except DeviceError as error:
+            log.warning("cannot note the end of a load", reason=str(error))
 
 
 def _read(file: Path, kind: type[_T]) -> _T | None:

@@ -1,4 +1,4 @@
-"""Inference over ASGI: the body read within its limit, the request run within its deadline, one answer.
+"""Inference over ASGI: the request run within its deadline, one answer.
 
 Invariant: every way in (HTTP, /infer, /batch_infer, the tunnel) runs through ``Inference``, so that limits, deadlines
 and counts are the same for all. A client that goes away takes its request out of the queue. Plain ASGI, because a
@@ -8,38 +8,23 @@ framework's request and response objects cost as much as a small model.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 import orjson
 
 from agent.serving.admission import retry_header
+from agent.serving.body import Bodies, GoneError, Receive, Scope, Send
 from agent.serving.dispatch import Job, now
 from agent.serving.infer import read_request, response
 from agent.serving.models import Loaded, Models
 from agent.serving.refusal import RefusedError
 from agent.serving.tally import Tally
 
-MAX_BODY: Final = 16 * 1024**2
 MAX_BATCH_REQUESTS: Final = 256
-BODY_SECONDS: Final = 30.0
-DISCARD_SECONDS: Final = 5.0
-DEFAULT_DEADLINE: Final = 30.0
-MAX_DEADLINE_MS: Final = 3_600_000
 WATCH_AFTER: Final = 0.005
 """A request that is answered sooner is not worth watching its connection for."""
 
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-
 _JSON: Final = (b"content-type", b"application/json")
-
-
-class GoneError(Exception):
-    """The client closed the connection before its request was complete."""
 
 
 class Call:
@@ -83,6 +68,7 @@ class Inference:
 
     def __init__(self, models: Models) -> None:
         self.models = models
+        self._bodies = Bodies()
         self.unknown = Tally()
         """Counts the requests that name no served model."""
 
@@ -104,7 +90,7 @@ class Inference:
         """Answer POST /batch_infer: {"requests": [...]} -> {"responses": [...]}, each answered or refused by itself."""
         begun = now()
         try:
-            body, seconds = await read_body(scope, receive)
+            body, seconds = await self._bodies.read(scope, receive)
             requests = _decode(body)
             requests = requests.get("requests") if isinstance(requests, dict) else None
             if not isinstance(requests, list) or not 0 < len(requests) <= MAX_BATCH_REQUESTS:
@@ -152,7 +138,7 @@ class Inference:
     ) -> None:
         call: Call | None = None
         try:
-            body, seconds = await read_body(scope, receive)
+            body, seconds = await self._bodies.read(scope, receive)
             request = _decode(body)
             if loaded is None:
                 loaded = self.find(_model_of(request), version)
@@ -195,68 +181,6 @@ class Inference:
     async def _refuse(self, send: Send, tally: Tally, error: RefusedError) -> None:
         tally.refused(error.code)
         await respond_error(send, error)
-
-
-async def read_body(scope: Scope, receive: Receive) -> tuple[bytes, float]:
-    """Return a request's body and the seconds that its deadline allows. Raises RefusedError or GoneError."""
-    seconds, too_large, expects = DEFAULT_DEADLINE, False, False
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            too_large = not value.isdigit() or int(value) > MAX_BODY
-        elif name == b"muster-deadline-ms":
-            if not value.isdigit() or not 0 < int(value) <= MAX_DEADLINE_MS:
-                raise RefusedError(
-                    400, f"Muster-Deadline-Ms must be whole milliseconds from 1 to {MAX_DEADLINE_MS}", "bad_request"
-                )
-            seconds = int(value) / 1000
-        elif name == b"inference-header-content-length":
-            raise RefusedError(400, "tensors in binary form are not taken here; send them as JSON", "bad_request")
-        elif name == b"content-encoding" and value != b"identity":
-            raise RefusedError(415, "send the body without Content-Encoding", "bad_request")
-        elif name == b"expect":
-            expects = True
-    if too_large:
-        if not expects:  # a client that waits for leave to send has sent nothing
-            await _discard(receive)
-        raise _too_large()
-    event = await receive()
-    if event["type"] == "http.request" and not event.get("more_body"):
-        body = event.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise _too_large()
-        return body, seconds
-    return await _read_more(event, receive), seconds
-
-
-async def _read_more(event: Event, receive: Receive) -> bytes:
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while event["type"] == "http.request":
-                parts.append(event.get("body", b""))
-                size += len(parts[-1])
-                if size > MAX_BODY:
-                    parts.clear()
-                    await _discard(receive)
-                    raise _too_large()
-                if not event.get("more_body"):
-                    return b"".join(parts)
-                event = await receive()
-    except TimeoutError as error:
-        raise RefusedError(408, f"the body was not there after {BODY_SECONDS:.0f} s", "bad_request") from error
-    raise GoneError
-
-
-async def _discard(receive: Receive) -> None:
-    """Read on for a while without keeping anything: a connection closed on a client that sends loses the answer."""
-    size = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_SECONDS):
-            while size < 4 * MAX_BODY:
-                event = await receive()
-                size += len(event.get("body", b""))
-                if not event.get("more_body"):
-                    return
 
 
 async def respond(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)) -> None:
@@ -303,7 +227,3 @@ def _decode(body: bytes) -> Any:
 
 def _encode(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _too_large() -> RefusedError:
-    return RefusedError(413, f"the body is larger than {MAX_BODY} bytes; send fewer rows at a time", "too_large")

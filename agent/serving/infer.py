@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -24,11 +25,15 @@ _SHOWN: Final = 64  # characters of a client's text that an error message repeat
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What a model takes and gives. batched: whether the first size of every tensor counts rows."""
+    """What a model takes and gives. batched: whether the first size of every tensor counts rows.
+
+    tied: groups of sizes, each an input and an axis, that must be equal in a request.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
+    tied: tuple[tuple[tuple[str, int], ...], ...] = ()
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -51,7 +56,16 @@ def signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Si
     tensors = [*inputs, *outputs]
     open_first = all(spec.shape and spec.shape[0] == -1 for spec in tensors)
     names = {spec.dimensions[0] if spec.dimensions else "" for spec in tensors}
-    return Signature(tuple(inputs), tuple(outputs), open_first and len(names) == 1)
+    batched = bool(inputs) and open_first and len(names) == 1
+    places: dict[str, list[tuple[str, int]]] = {}
+    for spec in inputs:
+        for axis, name in enumerate(spec.dimensions):
+            if name:
+                places.setdefault(name, []).append((spec.name, axis))
+    if batched and names == {""}:
+        places[""] = [(spec.name, 0) for spec in inputs]
+    tied = tuple([tuple(group) for group in places.values() if len(group) > 1])
+    return Signature(tuple(inputs), tuple(outputs), batched, tied)
 
 
 def read_request(request: object, model: Signature) -> Parsed:
@@ -74,13 +88,13 @@ def read_request(request: object, model: Signature) -> Parsed:
     if len(arrays) != len(specs):
         missing = [spec for spec in model.inputs if spec.name not in arrays]
         raise _bad(f"input {_describe_all(missing)} is missing")
-    items = 1
-    if model.batched:
-        items = arrays[model.inputs[0].name].shape[0]
-        if any(array.shape[0] != items for array in arrays.values()):
-            raise _bad("all inputs must have the same first size (rows)")
-        if items == 0:
-            raise _bad("the first size (rows) must be at least 1")
+    for group in model.tied:
+        if len({arrays[name].shape[axis] for name, axis in group}) > 1:
+            sizes = ", ".join(f'size {axis + 1} of "{name}" is {arrays[name].shape[axis]}' for name, axis in group)
+            raise _bad(f"these sizes must be equal: {sizes}")
+    items = arrays[model.inputs[0].name].shape[0] if model.batched else 1
+    if items == 0:
+        raise _bad("the first size (rows) must be at least 1")
     identity, parameters = request.get("id"), request.get("parameters")
     if identity is not None and not (isinstance(identity, str) and len(identity) <= 256):
         raise _bad('"id" must be a text of at most 256 characters')
@@ -140,44 +154,44 @@ def _read_tensor(tensor: dict[str, Any], spec: TensorSpec) -> Array:
 
 
 def _convert(data: list[Any], shape: tuple[int, ...], count: int, spec: TensorSpec) -> Array:
+    flat = _flatten(data, shape)
+    if flat is None:
+        raise _bad(f'"data" of input "{spec.name}" must be {count} values, flat or nested as {list(shape)}')
+    if len(flat) != count:
+        raise _bad(f'"data" of input "{spec.name}" must be {count} values for the shape {list(shape)}, not {len(flat)}')
+    dtype = DATATYPES[spec.datatype]
+    # The types are looked at before anything is converted: numpy takes texts for numbers and numbers for texts, and
+    # gives a short text the room of the longest one, so that a small body could ask for gigabytes.
+    if not _TYPES[dtype.kind].issuperset(map(type, flat)):
+        raise _bad(f'"data" of input "{spec.name}" must be {_KINDS[dtype.kind]} for {spec.datatype}')
     try:
-        array: Array = np.array(data)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise _bad(f'"data" of input "{spec.name}" must be {count} values, flat or nested as {list(shape)}') from error
-    wanted = DATATYPES[spec.datatype]
-    if array.size == 0 and count == 0:
-        return np.zeros(shape, wanted)
-    if array.shape not in ((count,), shape):
-        found = _show(array.size if array.ndim == 1 else list(array.shape))
-        raise _bad(f'"data" of input "{spec.name}" must be {count} values for the shape {list(shape)}, not {found}')
-    kind, target = array.dtype.kind, wanted.kind
-    if target == "u" and kind == "f":
-        array = _unsigned(data, array)
-        kind = array.dtype.kind
-    if target == "f" and kind in "fiu":
-        if wanted.itemsize < 8:
-            with np.errstate(over="ignore"):  # a number beyond FP32 is an infinity, and models may be given those
-                array = array.astype(wanted)
-        else:
-            array = array.astype(wanted)
-    elif target in "iu" and kind in "iu":
-        low = 0 if target == "u" else -(2 ** (8 * wanted.itemsize - 1))
-        high = 2 ** (8 * wanted.itemsize - (target == "i")) - 1
-        if int(array.min()) < low or int(array.max()) > high:
-            raise _bad(f'input "{spec.name}" has values outside {spec.datatype} ({low} to {high})')
-        array = array.astype(wanted)
-    elif target != kind:
-        raise _bad(f'"data" of input "{spec.name}" must be {_KINDS[target]} for {spec.datatype}')
-    return array.reshape(shape)
+        with np.errstate(over="ignore"):  # a number beyond FP32 becomes an infinity, and models may be given those
+            return np.array(flat, dtype).reshape(shape)
+    except OverflowError as error:
+        bits = 8 * dtype.itemsize
+        low, high = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        raise _bad(f'input "{spec.name}" has values outside {spec.datatype} ({low} to {high})') from error
 
 
-def _unsigned(data: list[Any], array: Array) -> Array:
-    """Return ``data`` as UINT64 where it is whole: numpy makes floats of a list that mixes 2**63 with small numbers."""
-    exact = np.array(data, dtype=object)
-    whole = all(type(value) is int and 0 <= value < 2**64 for value in exact.flat)
-    return exact.astype(np.uint64) if whole else array
+def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
+    """Return the values of ``data`` in one list, as they are when it is flat; None when it is nested in another way."""
+    if len(shape) < 2 or not data or type(data[0]) is not list:
+        return data
+    if len(data) != shape[0]:
+        return None
+    for size in shape[1:]:
+        if not {list}.issuperset(map(type, data)) or not {size}.issuperset(map(len, data)):
+            return None
+        data = list(chain.from_iterable(data))
+    return data
 
 
+_TYPES: Final = {
+    "f": frozenset((float, int)),
+    "i": frozenset((int,)),
+    "u": frozenset((int,)),
+    "b": frozenset((bool,)),
+}
 _KINDS: Final = {"f": "numbers", "i": "whole numbers", "u": "whole numbers from 0 on", "b": "true or false"}
 
 

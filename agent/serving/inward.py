@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from agent.serving.answer import Event, Receive, Scope, Send
+from agent.serving.body import Event, Receive, Scope, Send
 
 
 class Answer(msgspec.Struct, frozen=True):

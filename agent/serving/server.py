@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from agent.serving.answer import Inference, Receive, Scope, Send
+from agent.serving.answer import Inference
+from agent.serving.body import Receive, Scope, Send
 from agent.serving.metrics import CONTENT_TYPE, Metrics, ModelFigures
 from agent.serving.models import Loaded, Models
 from agent.serving.page import HEADERS, page, read_status

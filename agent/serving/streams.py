@@ -22,6 +22,9 @@ log = structlog.get_logger()
 MAX_STREAMS: Final = 256
 MAX_BODY: Final = 16 * 1024**2
 MAX_BUFFERED: Final = 64 * 1024**2
+MAX_SECONDS: Final = 3600.0
+GRACE_SECONDS: Final = 1.0
+"""A request is answered at its deadline by inference itself; what is not, this much later, is given up."""
 _METHODS: Final = ("GET", "POST")
 _PATHS: Final = ("/health", "/stats", "/metrics", "/v2")
 _FORBIDDEN: Final = ("/v2/repository",)
@@ -49,12 +52,12 @@ Handle = Callable[[str, str, Mapping[str, str], bytes], Awaitable[AnswerLike]]
 
 
 class _Stream:
-    __slots__ = ("expiry", "head", "parts", "received", "task")
+    __slots__ = ("body", "deadline", "expiry", "head", "task")
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, deadline: float) -> None:
         self.head = head
-        self.parts: list[bytes] = []
-        self.received = 0
+        self.deadline = deadline
+        self.body = bytearray()
         self.task: asyncio.Task[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
 
@@ -88,6 +91,11 @@ class Streams:
         else:
             raise MalformedError(f"a gateway does not send {frame.kind.name}")
 
+    async def answered(self) -> None:
+        """Return when every request that is in work now has given its answer to ``put``."""
+        tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def close(self) -> None:
         """Give every request up."""
         for number, stream in list(self._streams.items()):
@@ -106,12 +114,11 @@ class Streams:
         if refusal is not None:
             await self._answer(frame.stream, *refusal)
             return
-        stream = _Stream(head)
+        loop = asyncio.get_running_loop()
+        stream = _Stream(head, loop.time() + min(head.deadline_ms, 1000 * MAX_SECONDS) / 1000)
         self._streams[frame.stream] = stream
         self._buffered += head.body_bytes
-        stream.expiry = asyncio.get_running_loop().call_later(
-            head.deadline_ms / 1000 + 1.0, self._expire, frame.stream, stream
-        )
+        stream.expiry = loop.call_at(stream.deadline, self._late, frame.stream, stream)
         await self._more(frame, stream)
 
     def _refusal(self, head: RequestHead) -> tuple[int, str] | None:
@@ -127,22 +134,20 @@ class Streams:
         return None
 
     async def _more(self, frame: Frame, stream: _Stream) -> None:
-        stream.received += len(frame.body)
-        if stream.received > stream.head.body_bytes or (frame.end and stream.received < stream.head.body_bytes):
+        stream.body += frame.body
+        if len(stream.body) > stream.head.body_bytes or (frame.end and len(stream.body) < stream.head.body_bytes):
             self._end(frame.stream, stream)
             await self._answer(frame.stream, 400, "the body has not the length that its head names")
-            return
-        if frame.body:
-            stream.parts.append(frame.body)
-        if frame.end:
+        elif frame.end:
             stream.task = asyncio.create_task(self._run(frame.stream, stream))
 
     async def _run(self, number: int, stream: _Stream) -> None:
         head = stream.head
-        body = stream.parts[0] if len(stream.parts) == 1 else b"".join(stream.parts)
-        stream.parts.clear()
+        body = bytes(stream.body)
+        stream.body.clear()
         headers = {name.lower(): value for name, value in head.headers.items() if name.lower() not in _DROPPED}
-        headers["muster-deadline-ms"] = str(min(head.deadline_ms, 3_600_000))
+        left = stream.deadline - asyncio.get_running_loop().time()
+        headers["muster-deadline-ms"] = str(max(int(1000 * left), 1))
         try:
             answer = await self._handle(head.method, head.path, headers, body)
             await self._send(number, answer.status, answer.headers, answer.body)
@@ -164,7 +169,19 @@ class Streams:
         for start in range(CHUNK, len(body), CHUNK):
             await self._put(Frame(Kind.BODY, number, b"", body[start : start + CHUNK], end=start + CHUNK >= len(body)))
 
-    def _expire(self, number: int, stream: _Stream) -> None:
+    def _late(self, number: int, stream: _Stream) -> None:
+        """The deadline is over. A request in work is answered in this moment; one without its body is refused."""
+        if stream.task is None:
+            stream.task = asyncio.create_task(self._refuse_late(number, stream))
+        stream.expiry = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, number, stream)
+
+    async def _refuse_late(self, number: int, stream: _Stream) -> None:
+        try:
+            await self._answer(number, 504, "the body was not there within the time that the request allows")
+        finally:
+            self._end(number, stream)
+
+    def _give_up(self, number: int, stream: _Stream) -> None:
         """The gateway has long given up: forget what is left of the request."""
         if stream.task is not None:
             stream.task.cancel()

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from agent.serving.refusal import RefusedError
 from agent.serving.streams import Handle, Streams
 from agent.serving_protocol import TunnelRequest
-from wire.errors import WireError
+from wire.errors import MalformedError, WireError
 from wire.tunnel import MAX_FRAME, SUBPROTOCOL, Frame, Kind, ServedModel, Status, decode_frame, encode_frame
 
 log = structlog.get_logger()
@@ -56,6 +56,8 @@ class Tunnel:
         self._renewed = asyncio.Event()
         self._changed = asyncio.Event()
         self._socket: ClientConnection | None = None
+        self._streams: Streams | None = None
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue(_WAITING_FRAMES)
 
     async def open(self, request: TunnelRequest) -> None:
         """Open the tunnel, or use ``request`` from the next connection on; another address reconnects at once.
@@ -67,15 +69,25 @@ class Tunnel:
             raise RefusedError(400, f"{request.url[:200]!r}: a tunnel needs a wss:// address", "bad_request")
         context(request)
         before, self._request = self._request, request
-        self._renewed.set()
-        if self._task is None or self._task.done():
+        moved = before is not None and before.url != request.url
+        if self._socket is None or moved:  # else: a tunnel that breaks later waits like all others
+            self._renewed.set()
+        if self._task is None:
             self._task = asyncio.create_task(self._keep_open(), name="tunnel")
-        elif before is not None and before.url != request.url and self._socket is not None:
+        elif moved and self._socket is not None:
             await self._socket.close(1001)
 
     def poke(self) -> None:
         """What is served has changed: tell the gateway now."""
         self._changed.set()
+
+    async def finish(self) -> None:
+        """Return when the requests that came through the tunnel are answered and the answers written, or soon."""
+        if self._streams is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._streams.answered()
+                    await self._frames.join()
 
     async def close(self) -> None:
         """Close the tunnel for good."""
@@ -98,6 +110,9 @@ class Tunnel:
             except InvalidStatus as error:
                 self.error = f"the gateway refused the tunnel with status {error.response.status_code}"
             except (OSError, TimeoutError, WebSocketException, WireError, RefusedError) as error:
+                self.error = f"{type(error).__name__}: {error}"[:500]
+            except Exception as error:  # whatever it is, the device must stay reachable; the log keeps why
+                log.exception("tunnel failed")
                 self.error = f"{type(error).__name__}: {error}"[:500]
             attempt = 0 if time.monotonic() - begun > STEADY_SECONDS else attempt + 1
             self.state = "connecting"
@@ -122,6 +137,7 @@ class Tunnel:
             if socket.subprotocol != SUBPROTOCOL:
                 raise RefusedError(400, "the other side does not speak this tunnel's protocol", "bad_request")
             self._socket, self.state, self.error = socket, "open", ""
+            self._renewed.clear()
             log.info("tunnel open", url=request.url)
             try:
                 await self._talk(socket)
@@ -129,29 +145,38 @@ class Tunnel:
                 self._socket = None
 
     async def _talk(self, socket: ClientConnection) -> None:
+        """Read, write and tell until one of them ends: each is of no use without the others."""
         frames: asyncio.Queue[Frame] = asyncio.Queue(_WAITING_FRAMES)
         streams = Streams(self._handle, frames.put)
-        helpers = [asyncio.create_task(self._write(socket, frames)), asyncio.create_task(self._tell(frames))]
+        self._frames, self._streams = frames, streams
+        parts = (self._read(socket, streams), self._write(socket, frames), self._tell(frames))
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
-            async for message in socket:
-                if not isinstance(message, bytes):
-                    await socket.close(1003, "frames are binary")
-                    return
-                await streams.accept(decode_frame(message))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._streams = None
+            streams.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            for task in done:
+                task.result()
         except WireError as error:
             await socket.close(1002, str(error)[:120])
             raise
-        finally:
-            for task in helpers:
-                task.cancel()
-            streams.close()
-            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _read(self, socket: ClientConnection, streams: Streams) -> None:
+        async for message in socket:
+            if not isinstance(message, bytes):
+                raise MalformedError("a frame that is text")
+            await streams.accept(decode_frame(message))
 
     async def _write(self, socket: ClientConnection, frames: asyncio.Queue[Frame]) -> None:
         """The only place that writes: frames of several answers take turns in the queue."""
-        with contextlib.suppress(ConnectionClosed):  # the reader ends with the same, and says why
-            while True:
-                await socket.send(encode_frame(await frames.get()))
+        while True:
+            await socket.send(encode_frame(await frames.get()))
+            frames.task_done()
 
     async def _tell(self, frames: asyncio.Queue[Frame]) -> None:
         while True:

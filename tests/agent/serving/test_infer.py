@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 
 import numpy as np
 import orjson
@@ -50,11 +51,15 @@ def test_flat_and_nested_data_are_the_same(data: object) -> None:
         (ask([1, 2], (True, 2)), "a shape like [-1, 2]"),
         (ask([1, 2], "1,2"), "a shape like [-1, 2]"),
         (ask([1, 2, 3]), "must be 2 values for the shape [1, 2], not 3"),
-        (ask([[1], [2]]), "must be 2 values for the shape [1, 2], not [2, 1]"),
-        (ask([[1, 2], [3]], (2, 2)), "flat or nested"),
+        (ask([[1], [2]]), "must be 2 values, flat or nested as [1, 2]"),
+        (ask([[1, 2], [3]], (2, 2)), "flat or nested as [2, 2]"),
+        (ask([[1, 2], 3], (2, 2)), "flat or nested as [2, 2]"),
+        (ask([1, [2]]), "must be numbers"),
+        (ask([[[1], [2]]]), "must be numbers"),
         (ask(["1", "2"]), "must be numbers"),
         (ask([None, 1]), "must be numbers"),
         (ask([True, False]), "must be numbers"),
+        (ask([True, 1.5]), "must be numbers"),
         (ask(None), '"data": a flat list'),
         (ask([], (0, 2)), "at least 1"),
         (ask([1], (100_000_000, 2)), "at most"),
@@ -123,8 +128,46 @@ def test_inputs_of_unequal_rows_are_refused() -> None:
     )
     tensors = [{"name": "b", "shape": [2], "datatype": "FP32", "data": [1, 2]}]
     tensors.append({"name": "a", "shape": [1], "datatype": "FP32", "data": [1]})
-    with pytest.raises(RefusedError, match="same first size"):
+    with pytest.raises(RefusedError, match='must be equal: size 1 of "a" is 1, size 1 of "b" is 2'):
         read_request({"inputs": tensors}, model)
+
+
+def test_sizes_that_the_model_gives_one_name_must_be_equal() -> None:
+    model = signature(
+        (TensorSpec("a", "FP32", (-1, -1), ("n", "length")), TensorSpec("b", "FP32", (-1, -1), ("n", "length"))),
+        (TensorSpec("y", "FP32", (-1, -1), ("n", "length")),),
+    )
+
+    def tensor(name: str, length: int) -> dict[str, object]:
+        return {"name": name, "shape": [1, length], "datatype": "FP32", "data": [0.5] * length}
+
+    assert read_request({"inputs": [tensor("a", 3), tensor("b", 3)]}, model).items == 1
+    with pytest.raises(RefusedError, match='size 2 of "a" is 3, size 2 of "b" is 2') as caught:
+        read_request({"inputs": [tensor("a", 3), tensor("b", 2)]}, model)
+    assert caught.value.status == 400
+
+
+def test_a_model_without_inputs_is_run_as_it_is() -> None:
+    model = signature((), (TensorSpec("y", "FP32", (-1,)),))
+    parsed = read_request({"inputs": []}, model)
+    assert (parsed.inputs, parsed.items, model.batched) == ({}, 1, False)
+
+
+def test_a_long_text_among_many_values_costs_nothing() -> None:
+    body = ask(["x" * 100_000] + [0.5] * 9_999, (5_000, 2))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match="must be numbers"):
+            read_request(body, MODEL)  # as an array of texts it would be 4 GB
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("shape", "data"), [((0, 4), []), ((2, 0), []), ((2, 0), [[], []])])
+def test_no_values_are_an_array_where_rows_are_not_counted(shape: tuple[int, ...], data: object) -> None:
+    boxes = signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", ()),))
+    assert read_request(ask(data, shape, "x"), boxes).inputs["x"].shape == shape
 
 
 def test_response_is_the_protocol_s_object() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import durable
 from agent.errors import AgentError, DeviceError, ServingError
 from agent.serving.active import ActiveFile, Place
 from agent.serving.dispatch import now
@@ -149,6 +150,23 @@ async def test_restore_serves_the_rest_when_one_is_gone(tmp_path: Path) -> None:
         await models.restore()
         assert models.names() == ["tiny"]
         assert not (tmp_path / "data/attempt.json").exists()
+
+
+async def test_a_full_disk_keeps_nothing_from_being_served_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = ActiveFile(tmp_path / "data")
+    build = make_build(tmp_path / "build")
+    memory.write({"tiny": Place(build, str(tmp_path / "build"))})
+
+    def full(*_: object, **__: object) -> None:
+        raise DeviceError("the disk is full", "disk_full")
+
+    monkeypatch.setattr(durable, "write_atomic", full)
+    monkeypatch.setattr(durable, "remove", full)
+    async with models_of(memory) as models:
+        await models.restore()
+        assert await ask(models) == pytest.approx(answer(), abs=1e-5)
 
 
 async def test_a_switch_that_cannot_be_written_does_not_happen(tmp_path: Path) -> None:

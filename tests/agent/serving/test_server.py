@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import orjson
 import pytest
 
 from agent.serving import listen
-from agent.serving.answer import MAX_BODY
+from agent.serving.body import MAX_BODY, MAX_READING
 from agent.serving.build import Build
 from agent.serving.hosting import HttpServer
 from agent.serving.models import Models
@@ -141,6 +142,36 @@ async def test_a_body_in_pieces_is_one_body(served: Served) -> None:
 
     reply = await served.http.post("/v2/models/tiny/infer", content=pieces())
     assert reply.json()["outputs"][0]["data"] == pytest.approx(answer(), abs=1e-5)
+
+
+async def announce(served: Served, size: int, body: bytes, deadline_ms: int) -> tuple[StreamReader, StreamWriter]:
+    """Begin a request of ``size`` bytes of which only ``body`` is sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    head = "POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nMuster-Deadline-Ms: {}\r\nContent-Length: {}\r\n\r\n"
+    writer.write(head.format(deadline_ms, size).encode() + body)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize("body", [b"", b"{"])
+async def test_a_body_that_does_not_come_is_408(served: Served, body: bytes) -> None:
+    reader, writer = await announce(served, 100, body, deadline_ms=100)
+    async with asyncio.timeout(10):
+        assert b" 408 " in await reader.readline()
+    writer.close()
+
+
+async def test_bodies_on_their_way_are_bounded_together(served: Served) -> None:
+    part = b" " * (MAX_BODY - 1)
+    held = [await announce(served, MAX_BODY, part, 30_000) for _ in range(MAX_READING // MAX_BODY + 1)]
+    reads = [asyncio.create_task(reader.readline()) for reader, _ in held]
+    done, waiting = await asyncio.wait(reads, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    assert [b" 429 " in task.result() for task in done] == [True]
+    for task in waiting:
+        task.cancel()
+    for _, writer in held:
+        writer.close()
+    assert (await served.infer(b" " * 1024**2 + as_json(request()))).status_code == 200
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999"])

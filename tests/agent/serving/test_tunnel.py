@@ -141,12 +141,13 @@ async def ask(
     method: str = "POST",
     declared: int | None = None,
     end: bool = True,
+    deadline_ms: int = 5000,
 ) -> None:
     head = RequestHead(
         method=method,
         path=path,
         headers={"Content-Type": "application/json", "Content-Length": "999", "Muster-Deadline-Ms": "7"},
-        deadline_ms=5000,
+        deadline_ms=deadline_ms,
         body_bytes=len(body) if declared is None else declared,
     )
     data = msgspec.json.encode(head)
@@ -193,8 +194,10 @@ async def test_a_request_and_its_answer(gateway: Gateway, tunnel: Tunnel, device
         ResponseHead(status=200, headers={"content-type": "x/y"}, body_bytes=5),
         b"hello",
     )
-    headers = {"content-type": "application/json", "muster-deadline-ms": "5000"}
-    assert device.calls == [("POST", "/v2/models/m/infer?x=1", headers, b"hello")]
+    method, path, headers, body = device.calls[0]
+    assert (method, path, body) == ("POST", "/v2/models/m/infer?x=1", b"hello")
+    assert 4000 < int(headers.pop("muster-deadline-ms")) <= 5000
+    assert headers == {"content-type": "application/json"}
 
 
 async def test_large_bodies_travel_in_chunks_both_ways(gateway: Gateway, tunnel: Tunnel) -> None:
@@ -273,6 +276,30 @@ async def test_limits_are_answered(gateway: Gateway, tunnel: Tunnel, device: Dev
     assert {(await answer(connection))[1].status for _ in range(MAX_STREAMS)} == {200}
 
 
+async def test_a_body_that_does_not_come_is_504_at_the_deadline(
+    gateway: Gateway, tunnel: Tunnel, device: Device
+) -> None:
+    connection = await connected(gateway, tunnel)
+    begun = asyncio.get_running_loop().time()
+    await ask(connection, 1, b"x", declared=5, end=False, deadline_ms=100)
+    stream, head, _ = await answer(connection)
+    assert (stream, head.status) == (1, 504)
+    assert 0.1 <= asyncio.get_running_loop().time() - begun < 0.6
+    await connection.send(encode_frame(Frame(Kind.BODY, 1, b"", b"late", True)))
+    await ask(connection, 2, b"x")
+    assert (await answer(connection))[2] == b"x"
+    assert len(device.calls) == 1
+
+
+async def test_the_time_that_a_body_took_is_not_given_twice(gateway: Gateway, tunnel: Tunnel, device: Device) -> None:
+    connection = await connected(gateway, tunnel)
+    await ask(connection, 1, b"x", declared=2, end=False)
+    await asyncio.sleep(0.3)
+    await connection.send(encode_frame(Frame(Kind.BODY, 1, b"", b"y", True)))
+    assert (await answer(connection))[2] == b"xy"
+    assert int(device.calls[0][2]["muster-deadline-ms"]) <= 4700
+
+
 async def test_a_failing_request_leaves_the_tunnel_open(gateway: Gateway, tunnel: Tunnel, device: Device) -> None:
     connection = await connected(gateway, tunnel)
     device.fail = True
@@ -305,6 +332,83 @@ async def test_reconnects_with_the_newest_credential(gateway: Gateway, tunnel: T
     await asyncio.wait_for(gateway.connections.get(), 10)
     assert base64.urlsafe_b64decode(gateway.tokens[-1].split()[1]) == b"second"
     assert device.cancelled == 1
+
+
+async def test_a_gateway_that_reads_nothing_and_goes_does_not_stop_the_tunnel(
+    gateway: Gateway, tunnel: Tunnel, device: Device
+) -> None:
+    connection = await connected(gateway, tunnel)
+    connection.transport.pause_reading()
+    for number in range(1, 13):
+        await ask(connection, number, b"x" * 1024**2)
+    async with asyncio.timeout(10):
+        while len(device.calls) < 12:
+            await asyncio.sleep(0.001)
+    for number in range(100, 200):  # refused by the tunnel's reader itself, which cannot give the answers away
+        await ask(connection, number, path="/nothing")
+    await asyncio.sleep(0.05)
+    connection.transport.abort()
+    again = await asyncio.wait_for(gateway.connections.get(), 10)
+    await ask(again, 1, b"x")
+    assert (await answer(again))[2] == b"x"
+
+
+async def test_a_renewed_tunnel_that_breaks_waits_like_the_others(gateway: Gateway, device: Device) -> None:
+    waits: list[int] = []
+
+    def delay(attempt: int) -> float:
+        waits.append(attempt)
+        return 0.2
+
+    tunnel = Tunnel(device.handle, lambda: device.models, delay)
+    connection = await connected(gateway, tunnel)
+    await status(connection)
+    await tunnel.open(gateway.request(credential="second"))
+    await connection.close()
+    begun = asyncio.get_running_loop().time()
+    await asyncio.wait_for(gateway.connections.get(), 10)
+    assert asyncio.get_running_loop().time() - begun >= 0.19
+    assert waits == [1]
+    await tunnel.close()
+
+
+async def test_whatever_goes_wrong_the_tunnel_is_opened_again(gateway: Gateway, device: Device) -> None:
+    too_long = ServedModel(name="m" * 20_000, version="1", build="b", ready=True, queued=0)  # no frame holds it
+    asked = 0
+
+    def served() -> list[ServedModel]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            return [too_long]
+        if asked == 2:
+            raise RuntimeError("a bug")
+        return []
+
+    tunnel = Tunnel(device.handle, served, lambda attempt: 0.001)
+    connection = await connected(gateway, tunnel)
+    for _ in range(2):
+        await asyncio.wait_for(connection.wait_closed(), 10)
+        connection = await asyncio.wait_for(gateway.connections.get(), 10)
+    assert await status(connection) == Status(models=[])
+    assert (tunnel.state, tunnel.error) == ("open", "")
+    await tunnel.close()
+
+
+async def test_finish_waits_until_the_answers_are_written(gateway: Gateway, tunnel: Tunnel, device: Device) -> None:
+    connection = await connected(gateway, tunnel)
+    device.hold.clear()
+    await ask(connection, 1, b"x" * (40 * CHUNK))
+    async with asyncio.timeout(10):
+        while not device.calls:
+            await asyncio.sleep(0.001)
+    finished = asyncio.create_task(tunnel.finish())
+    await asyncio.sleep(0.02)
+    assert not finished.done()
+    device.hold.set()
+    await finished
+    await tunnel.close()
+    assert len((await answer(connection))[2]) == 40 * CHUNK
 
 
 async def test_a_refusal_is_told_and_a_new_credential_is_tried_at_once(gateway: Gateway, device: Device) -> None:
