@@ -53,6 +53,7 @@ class FilterDocument(BaseModel):
     profile: str | None = Field(default=None, max_length=128)
     tag: str | None = Field(default=None, max_length=63)
     build: str | None = Field(default=None, max_length=34)
+    join_token: str | None = Field(default=None, max_length=16)
     revoked: bool = False
 
     def value(self) -> DeviceFilter:
@@ -80,6 +81,7 @@ class ListQuery(FilterDocument):
             profile=self.profile,
             tag=self.tag,
             build=self.build,
+            join_token=self.join_token,
             revoked=self.revoked,
             ids=tuple(self.ids),
         )

@@ -33,7 +33,8 @@ ORDERS: Final[Mapping[str, ColumnElement[Any]]] = {
 class DeviceFilter:
     """Which devices of a tenant; what is not given does not matter.
 
-    q: part of the name, or the beginning of the id. build: a build's id that the device says it runs.
+    q: part of the name, or the beginning of the id. build: a build's id that the device says it runs. join_token: the
+    id of the token that it joined with.
     """
 
     q: str | None = None
@@ -41,6 +42,7 @@ class DeviceFilter:
     profile: str | None = None
     tag: str | None = None
     build: str | None = None
+    join_token: str | None = None
     revoked: bool = False
     ids: tuple[str, ...] = ()
 
@@ -165,6 +167,8 @@ def _conditions(tenant: str, wanted: DeviceFilter, now: float) -> list[ColumnEle
         conditions.append(devices.c.id.in_(wanted.ids))
     if wanted.profile is not None:
         conditions.append(devices.c.profile == wanted.profile)
+    if wanted.join_token is not None:
+        conditions.append(devices.c.join_token == wanted.join_token)
     if wanted.q is not None:
         by_name = devices.c.name.icontains(wanted.q, autoescape=True)
         conditions.append(or_(by_name, devices.c.id.startswith(wanted.q, autoescape=True)))

@@ -13,6 +13,7 @@ from controller.database.tables import devices
 from controller.devices import list_routes
 from controller.tenants import tokens
 from controller.tenants.store import add_tenant
+from wire.enrolment import parse_token
 
 NAMES = ("delta", "alpha", "charlie", "bravo", "echo")
 
@@ -88,6 +89,15 @@ def test_filters_match_what_they_say(api: Any, fleet: dict[str, str]) -> None:
     assert listed(api, q="_") == []
     assert sorted(listed(api, ids=[fleet["delta"], fleet["echo"]])) == ["delta", "echo"]
     assert api.admin.get("/api/v1/devices", params={"tag": "hall", "limit": 1}).json()["total"] == 2
+
+
+def test_who_joined_with_a_token_is_found_by_it(api: Any, fleet: dict[str, str]) -> None:
+    token = api.join_token(uses=2)
+    name = parse_token(token).id
+    assert listed(api, join_token=name) == []
+    api.enrol(token, name="foxtrot")
+    api.enrol(api.join_token(), name="golf")
+    assert listed(api, join_token=name) == ["foxtrot"]
 
 
 def test_facets_count_profiles_and_tags(api: Any, fleet: dict[str, str]) -> None:
