@@ -1,12 +1,13 @@
 """The agent's settings: defaults, then a TOML file, then ``MUSTER_*`` variables; read once, then frozen.
 
-Invariant: an unknown key in the file or a value of the wrong type stops the start with a message that names it;
-variables that are not ours are left alone, for the controller's have the same prefix. Identity is not a
-setting: it is made at enrolment and lies in the data directory.
+Invariant: an unknown key in the file or a value of the wrong type stops the start with a message that names it; a
+variable that differs from ours by a slip is refused too; others are left alone, for the controller's have the same
+prefix. Identity is not a setting: it is made at enrolment and lies in the data directory.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from msgspec import Meta
 from agent.errors import UsageError
 
 PREFIX = "MUSTER_"
+_MISTYPED = 0.85  # how alike, of 1; the other program's settings are all further away from these
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
@@ -57,8 +59,12 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> Settings
             raise UsageError(f"settings file {file}: {error}", "bad_settings") from error
     known = {field.name for field in msgspec.structs.fields(Settings)}
     for name, text in environment.items():
-        if name.startswith(PREFIX) and (key := name.removeprefix(PREFIX).lower()) in known:
+        if not name.startswith(PREFIX):
+            continue
+        if (key := name.removeprefix(PREFIX).lower()) in known:
             values[key] = text
+        elif meant := difflib.get_close_matches(key, known, n=1, cutoff=_MISTYPED):
+            raise UsageError(f"{name} is no setting; did you mean {PREFIX}{meant[0].upper()}?", "bad_settings")
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:

@@ -1,15 +1,17 @@
 """The controller's settings: defaults, then a TOML file, then ``MUSTER_*`` variables; read once, then frozen.
 
-Invariant: an unknown key or a value of the wrong type stops the start with a message that names it.
+Invariant: an unknown key in the file or a value of the wrong type stops the start with a message that names it; a
+variable that differs from ours by a slip is refused too; others are left alone, for the agent's have the same prefix.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +19,7 @@ from msgspec import Meta
 from controller.errors import InvalidError
 
 PREFIX = "MUSTER_"
+_MISTYPED = 0.85  # how alike, of 1; the other program's settings are all further away from these
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
@@ -40,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     broker_url: str = ""
     max_artifact_bytes: Annotated[int, Meta(ge=1)] = 8 * 1024**3
     max_body_bytes: Annotated[int, Meta(ge=1)] = 16 * 1024**2
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def data_directory(self) -> Path:
@@ -61,8 +64,12 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> Settings
             raise InvalidError(f"settings file {file}: {error}", "bad_settings") from error
     known = {field.name for field in msgspec.structs.fields(Settings)}
     for name, text in environment.items():
-        if name.startswith(PREFIX) and (key := name.removeprefix(PREFIX).lower()) in known:
+        if not name.startswith(PREFIX):
+            continue
+        if (key := name.removeprefix(PREFIX).lower()) in known:
             values[key] = text
+        elif meant := difflib.get_close_matches(key, known, n=1, cutoff=_MISTYPED):
+            raise InvalidError(f"{name} is no setting; did you mean {PREFIX}{meant[0].upper()}?", "bad_settings")
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:

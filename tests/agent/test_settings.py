@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UsageError
-from agent.settings import read_settings
+from agent.settings import Settings, read_settings
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
@@ -42,6 +42,18 @@ def test_what_is_mistyped_in_the_file_is_named(tmp_path: Path, text: str, named:
 def test_a_variable_that_cannot_be_meant_is_named(name: str) -> None:
     with pytest.raises(UsageError, match=name.lower()):
         read_settings(None, {f"MUSTER_{name}": "twelve"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("MUSTER_SERVING_PROT", "MUSTER_SERVING_PORT"), ("MUSTER_LOGLEVEL", "MUSTER_LOG_LEVEL")]
+)
+def test_a_mistyped_variable_is_named_with_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}.*did you mean {meant}"):
+        read_settings(None, {name: "1"})
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    assert read_settings(None, {"MUSTER_MQTT_PORT": "x", "MUSTER_API_PORT": "x", "SERVING_PORT": "x"}) == Settings()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
