@@ -16,6 +16,9 @@ from wire.tunnel import ServedModel, Status
 
 SUSPECT_SECONDS: Final = 5.0  # doubled with each further trouble
 SUSPECT_MAX: Final = 60.0
+FASTEST: Final = 1e-6  # seconds of one request: who claims to be faster, or slower than this …
+SLOWEST: Final = 3600.0  # … has not measured anything, and must not bring down the arithmetic of the ranking
+MAX_QUEUED: Final = 1_000_000
 MAX_WINDOWS: Final = 10_000
 _SAMPLES: Final = 256
 _ENOUGH: Final = 20
@@ -65,9 +68,9 @@ class ModelStanding:
 
     def update(self, served: ServedModel) -> None:
         """Take over what the device says now; a figure that makes no sense counts as not measured."""
-        self.queued = max(0, served.queued)
+        self.queued = min(max(0, served.queued), MAX_QUEUED)
         p50 = served.p50_ms
-        self.service = p50 / 1000 if p50 is not None and 0 < p50 < math.inf else None
+        self.service = p50 / 1000 if p50 is not None and FASTEST <= p50 / 1000 <= SLOWEST else None
 
     @property
     def device(self) -> str:

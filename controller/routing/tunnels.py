@@ -22,7 +22,7 @@ from wire.errors import MalformedError
 from wire.tunnel import CHUNK, MAX_HEAD, Frame, Kind, RequestHead, ResponseHead, Status, decode_frame, encode_frame
 
 MAX_STREAMS: Final = 128  # requests of one tunnel without an answer
-MAX_UNSENT: Final = 64 * 1024 * 1024  # bytes of bodies of one tunnel that wait to be written
+MAX_UNSENT: Final = 64 * 1024 * 1024  # bytes of bodies of one tunnel that wait to be written; a larger one waits alone
 LAST_STREAM: Final = 0xFFFF_FFFF
 GOODBYE_SECONDS: Final = 0.5
 
@@ -133,7 +133,9 @@ class Tunnel:
 
         Whoever opens a stream calls ``drop`` when it is settled or not wanted any more.
         """
-        if self.closed or len(self._streams) >= MAX_STREAMS or self._unsent + len(body) > MAX_UNSENT:
+        if self.closed or len(self._streams) >= MAX_STREAMS:
+            return None
+        if self._unsent and self._unsent + len(body) > MAX_UNSENT:
             return None
         encoded = _encode(head)
         if len(encoded) > MAX_HEAD:
@@ -172,14 +174,15 @@ class Tunnel:
 
     async def run(self, receive: Receive) -> None:
         """Carry frames both ways until either side closes."""
-        self._tasks = (self._loop.create_task(self._read(receive)), self._loop.create_task(self._write()))
-        try:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.close(1001, "the tunnel ended")
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self.closed:  # as it is when the device was revoked while its tunnel was being accepted
+            self._tasks = (self._loop.create_task(self._read(receive)), self._loop.create_task(self._write()))
+            try:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self.close(1001, "the tunnel ended")
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
         for task in self._tasks:
             if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
                 log.error("a tunnel failed unexpectedly", device=self.live.device, exc_info=error)

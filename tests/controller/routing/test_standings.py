@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.routing.choose import Policy, Request, rank
 from controller.routing.standings import SUSPECT_MAX, LatencyWindow, LiveDevice, Standings
 from wire.tunnel import ServedModel, Status
 
@@ -56,6 +60,18 @@ def test_figures_are_taken_over_and_nonsense_is_not():
     models = [ServedModel(name="m", version="1", build="b", ready=True, queued=-7, p50_ms=-1.0)]
     standings.apply(a, Status(models=models))
     assert (one.queued, one.service) == (0, None)
+
+
+@pytest.mark.parametrize("p50_ms", [1e-322, 1e-310, 1e-9, 1.7e308, 3_600_001.0, -1.0, 0.0])
+@pytest.mark.parametrize("queued", [0, 2**63 - 1, 10**300, -(10**300)])
+def test_a_device_that_claims_the_impossible_does_not_spoil_the_ranking_for_the_others(p50_ms, queued):
+    standings, liar, honest = Standings(), live("liar"), live("honest")
+    claims = ServedModel(name="m", version="1", build="b", ready=True, queued=queued, p50_ms=p50_ms)
+    standings.apply(liar, Status(models=[claims]))
+    standings.apply(honest, status("m"))
+    ranked = rank(Request(tenant="t", model="m", version=None, now=1.0), standings, Policy(), random.Random(1))
+    assert {one.device for one in ranked} == {"liar", "honest"}
+    assert standings.eligible("t", "m", None)[0].service is None
 
 
 _STEP = st.tuples(st.sampled_from("abcd"), st.sets(st.sampled_from("mno")), st.booleans(), st.booleans())

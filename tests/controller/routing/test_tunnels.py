@@ -135,6 +135,16 @@ async def test_what_waits_is_bounded_in_bytes(tunnel, far, monkeypatch):
     assert tunnel.open(head(100), b"x" * 100) is not None
 
 
+async def test_a_body_that_is_larger_than_what_may_wait_goes_alone(tunnel, far, monkeypatch):
+    monkeypatch.setattr(tunnels, "MAX_UNSENT", 100)
+    far.gate.clear()
+    large = tunnel.open(head(101), b"x" * 101)
+    assert large is not None
+    assert tunnel.open(head(1), b"x") is None
+    tunnel.drop(large)
+    assert tunnel.open(head(1), b"x") is not None
+
+
 async def test_an_answer_comes_in_pieces(tunnel, far):
     stream = tunnel.open(head(0), b"")
     far.say(answer(1, b"ab", announced=5, end=False))
@@ -217,6 +227,18 @@ async def test_a_closed_tunnel_takes_nothing_and_settles_everything(tunnel, far)
     for one in streams:
         tunnel.drop(one)
     assert tunnel.live.outstanding == 0
+
+
+async def test_a_tunnel_that_was_closed_before_it_began_ends_at_once(far):
+    gone = []
+    made = Tunnel(
+        LiveDevice("d-a", "t", 128, 0.0), far.send, Budget(10), max_answer=1, on_status=lambda tunnel, status: None,
+        on_close=gone.append, on_late=lambda: None,
+    )  # fmt: skip
+    made.close(4003, "the device was revoked")
+    await asyncio.wait_for(made.run(far.said.get), 5)
+    assert far.closed == [4003]
+    assert gone == [made]
 
 
 async def test_a_device_that_reads_nothing_does_not_hold_the_end(far, late):
