@@ -1,4 +1,4 @@
-"""The command muster-agent: run, enrol, profile, status, serve.
+"""The command muster-agent: run, enrol, profile, status, serve, trust.
 
 Invariant: data goes to standard output, everything else to standard error; the exit code says whose turn it is
 (`errors.py`). A join token is read from a file or from standard input, never from the command line, which every user
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from agent import trust_command
 from agent.errors import AgentError, DeviceError, UsageError
 from agent.settings import Settings, read_settings
 
@@ -193,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any free one (8000)")
     serve.set_defaults(function=_serve)
+
+    trust_command.add_parser(commands, common)
     return parser
 
 

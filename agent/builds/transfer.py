@@ -1,8 +1,8 @@
 """One attempt to bring one file here over HTTP: blocking, meant for a thread of its own, stopped from another.
 
 Invariant: what it writes to the part file are bytes of the answer's body at their place; it returns only when the whole
-file is on the disk with the right SHA-256, and otherwise raises what was wrong and whether trying again can help. It
-follows no redirect and takes no encoded body. Does not wait, retry or set deadlines (`fetch.py`).
+file is on the disk with the right hashes, and otherwise raises what was wrong and whether trying again can help. It
+follows no redirect and takes no encoded body. Does not wait, retry or set deadlines (`download.py`).
 """
 
 from __future__ import annotations
@@ -14,29 +14,19 @@ import re
 import socket
 import ssl
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from agent import durable
+from agent.trust.origin import Origin, connect, shut
 
-CONNECT_SECONDS: Final = 10.0
-_READ_SECONDS: Final = 60.0  # the watch in `fetch.py` is stricter; this only keeps an abandoned thread from staying
+_READ_SECONDS: Final = 60.0  # the watch in `download.py` is stricter; this only keeps an abandoned thread from staying
 _CHUNK: Final = 64 * 1024
 _SYNC_EVERY: Final = 8 * 1024 * 1024  # what a power cut costs at most
 _TAG: Final = re.compile(r'"[\x21\x23-\x7e]{1,128}"')
 _RANGE: Final = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where from. ``prefix``: path before every request; ``context``: None for plain HTTP on this machine."""
-
-    host: str
-    port: int
-    prefix: str
-    context: ssl.SSLContext | None
 
 
 class Refusal(Enum):
@@ -69,17 +59,25 @@ class Trouble(Exception):  # noqa: N818 -- most of them are not errors but the w
 
 
 class Transfer:
-    """One attempt. ``at``: bytes of the file on disk; ``moved``: bytes hashed or received, for whoever watches."""
+    """One attempt. ``at``: bytes of the file on disk; ``moved``: bytes hashed or received, for whoever watches.
 
-    def __init__(self, target: Target, path: str, token: str, part: Path, sha256: str, size: int) -> None:
-        self._target = target
-        self._path = target.prefix + path
+    path: below ``origin``, as it stands in a URL. token: None where nobody asks for one. hashes: what the file must
+    have, hexadecimal by the name of the algorithm ("sha256", "sha512"); at least one.
+    """
+
+    def __init__(
+        self, origin: Origin, path: str, token: str | None, part: Path, hashes: Mapping[str, str], size: int
+    ) -> None:
+        if not hashes:
+            raise ValueError("a file without a hash is not fetched")
+        self._origin = origin
+        self._path = origin.prefix + path
         self._token = token
         self._part = part
         self._tag_file = part.with_suffix(".tag")
-        self._sha256 = sha256
+        self._hashes = dict(hashes)
         self._size = size
-        self._digest = hashlib.sha256()
+        self._digests = self._no_bytes()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._stopped = False
@@ -93,8 +91,7 @@ class Transfer:
         with self._lock:
             self._stopped = True
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # the bare call: TLS would drop its state under the reader's feet
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                shut(self._socket)
 
     def run(self) -> None:
         """Bring the file here. Raises Trouble, or DeviceError for this device's disk."""
@@ -107,9 +104,10 @@ class Transfer:
                 durable.sync_file(file, "fetch.part")
         except OSError as error:  # what sockets raise is Trouble by now: this is the disk
             raise durable.disk_error(error, self._part) from error
-        found = self._digest.hexdigest()
-        if found != self._sha256:
-            raise self._trouble(f"the bytes have the SHA-256 {found}", "wrong_hash", Refusal.DISCARD)
+        for name, digest in self._digests.items():
+            if digest.hexdigest() != self._hashes[name]:
+                message = f"the bytes have the {name} {digest.hexdigest()}"
+                raise self._trouble(message, "wrong_hash", Refusal.DISCARD)
         with contextlib.suppress(OSError):
             self._tag_file.unlink(missing_ok=True)
 
@@ -117,7 +115,7 @@ class Transfer:
         file.seek(0)
         while chunk := file.read(_CHUNK):
             self._check_stopped()
-            self._digest.update(chunk)
+            self._update(chunk)
             self.at += len(chunk)
             self.moved += len(chunk)
         if self.at > self._size:
@@ -126,8 +124,15 @@ class Transfer:
     def _begin_anew(self, file: IO[bytes]) -> None:
         self._check_stopped()
         file.truncate(0)
-        self._digest = hashlib.sha256()
+        self._digests = self._no_bytes()
         self.at = 0
+
+    def _no_bytes(self) -> dict[str, Any]:
+        return {name: hashlib.new(name) for name in self._hashes}
+
+    def _update(self, chunk: bytes) -> None:
+        for digest in self._digests.values():
+            digest.update(chunk)
 
     def _receive(self, file: IO[bytes]) -> None:
         connection = self._connect()
@@ -140,26 +145,14 @@ class Transfer:
             connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
-        target = self._target
-        where = f"{target.host}:{target.port}"
+        where = str(self._origin)
         try:
-            plain = socket.create_connection((target.host, target.port), CONNECT_SECONDS)
+            connection = connect(self._origin, self._hold)
+        except ssl.SSLCertVerificationError as error:
+            raise self._trouble(f"{where} is not who it should be: {error}", "unreachable") from error
         except OSError as error:
             raise self._trouble(f"cannot reach {where}: {error}", "unreachable") from error
-        plain.settimeout(_READ_SECONDS)
-        connection = http.client.HTTPConnection(target.host, target.port)
-        connection.sock = self._hold(plain)
-        if target.context is not None:
-            try:
-                secured = target.context.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
-                connection.sock = self._hold(secured)
-                secured.do_handshake()
-            except ssl.SSLCertVerificationError as error:
-                connection.close()
-                raise self._trouble(f"{where} is not this fleet's controller: {error}", "unreachable") from error
-            except (OSError, ValueError) as error:
-                connection.close()
-                raise self._trouble(f"no secure connection with {where}: {error}", "unreachable") from error
+        connection.sock.settimeout(_READ_SECONDS)
         return connection
 
     def _hold(self, held: socket.socket) -> socket.socket:
@@ -171,7 +164,9 @@ class Transfer:
         raise self._trouble("stopped", "stopped")
 
     def _ask(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-        headers = {"Authorization": f"Bearer {self._token}", "Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
         if self.at:
             headers["Range"] = f"bytes={self.at}-"
             if tag := self._read_tag():
@@ -190,16 +185,16 @@ class Transfer:
         """Raise Trouble unless the answer's body is the wanted part of the file."""
         status = response.status
         if status == 401:
-            raise self._trouble("the controller does not accept this device's token (401)", "unauthorised")
+            raise self._trouble("this device's token is not accepted (401)", "unauthorised")
         if status == 416:
-            raise self._trouble("the controller's file ends before ours (416)", "wrong_length", Refusal.DISCARD)
+            raise self._trouble("the file there ends before ours (416)", "wrong_length", Refusal.DISCARD)
         if status in (408, 425, 429) or status >= 500:
-            raise self._trouble(f"the controller is busy ({status})", "busy", retry_after=_seconds(response))
+            raise self._trouble(f"it is busy ({status})", "busy", retry_after=_seconds(response))
         if 300 <= status < 400:
-            raise self._trouble(f"the controller points elsewhere ({status})", "redirected", Refusal.FINAL)
+            raise self._trouble(f"it points elsewhere ({status})", "redirected", Refusal.FINAL)
         if status not in (200, 206):
             code = "not_found" if status in (404, 410) else "refused"
-            raise self._trouble(f"the controller does not give it ({status})", code, Refusal.FINAL)
+            raise self._trouble(f"it does not give the file ({status})", code, Refusal.FINAL)
         if (response.getheader("Content-Encoding") or "identity").lower() != "identity":
             raise self._trouble("the answer is encoded, which was not asked for", "encoded", Refusal.DISCARD)
         expected = self._size
@@ -229,7 +224,7 @@ class Transfer:
             if self.at == self._size:
                 raise self._trouble(f"more than {self._size} bytes came", "wrong_length", Refusal.DISCARD)
             file.write(chunk)
-            self._digest.update(chunk)
+            self._update(chunk)
             self.at += len(chunk)
             if self.at - synced >= _SYNC_EVERY:
                 durable.sync_file(file, "fetch.part")
@@ -247,14 +242,14 @@ class Transfer:
 
     def _read_tag(self) -> str:
         try:
-            tag = self._tag_file.read_text("ascii")
+            origin, _, tag = self._tag_file.read_text("ascii").partition(" ")
         except (OSError, UnicodeDecodeError):
             return ""
-        return tag if _TAG.fullmatch(tag) else ""
+        return tag if origin == str(self._origin) and _TAG.fullmatch(tag) else ""
 
     def _write_tag(self, tag: str) -> None:
         if _TAG.fullmatch(tag) and tag != self._read_tag():  # a weak tag must not be used in If-Range
-            self._tag_file.write_text(tag, "ascii")
+            self._tag_file.write_text(f"{self._origin} {tag}", "ascii")  # another server's tags mean something else
 
 
 def _seconds(response: http.client.HTTPResponse) -> float:
