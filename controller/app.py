@@ -35,6 +35,7 @@ from controller.devices.registry import Registry
 from controller.devices.reports import Reports
 from controller.devices.session import DeviceSessions
 from controller.errors import UnavailableError
+from controller.http_protocol import BoundedHttp
 from controller.installation import Installation
 from controller.listening import Server, listen
 from controller.rollouts import routes as rollouts_routes
@@ -131,6 +132,7 @@ class Control:
         files = self._installation.api_files
         return uvicorn.Config(
             self.api,
+            http=BoundedHttp,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -14,9 +14,11 @@ from typing import Final
 import uvicorn
 
 from controller.errors import ConflictError, InvalidError
+from controller.http_protocol import LOOK_SECONDS, BoundedHttp
 
 DEAD_PEER_SECONDS: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
 BACKLOG: Final = 2048
+_TICKS: Final = 10  # of uvicorn's main loop, a second
 
 
 class Server(uvicorn.Server):
@@ -30,6 +32,14 @@ class Server(uvicorn.Server):
         """Start as uvicorn does, and tell."""
         await super().startup(sockets)
         self.listening.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second, and close connections on which no request comes."""
+        if counter % (_TICKS * LOOK_SECONDS) == 0:
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, BoundedHttp):
+                    connection.look()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

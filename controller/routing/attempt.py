@@ -19,10 +19,13 @@ PATIENCE: Final = 3.0  # times the model's p99
 UNKNOWN_P99: Final = 1.0 / 3  # seconds assumed until the model has been measured
 MIN_TRY: Final = 0.001  # seconds: less is no time to answer in
 RETRY_AFTER: Final = 1  # seconds, told to the client
+MAX_LOST: Final = 2  # devices that may vanish with one request in hand: it may be what brings them down
+MAX_FAILED: Final = 2  # devices that may say that they failed on one request: more would fail as well
 
 _SATURATED: Final = frozenset({429})
 _UNAVAILABLE: Final = frozenset({404, 502, 503})  # 404: the device dropped the model since it last spoke
 _TIMEOUT: Final = frozenset({504})
+_FAILED: Final = frozenset({500})
 
 
 class Outcome(Enum):
@@ -32,12 +35,15 @@ class Outcome(Enum):
     TIMEOUT = "timeout"  # nothing in time: the device becomes suspect
     SATURATED = "saturated"  # it said 429, or its queue here is full
     UNAVAILABLE = "unavailable"  # it said that it cannot serve the model now
-    LOST = "lost"  # its tunnel closed
+    FAILED = "failed"  # it said 500: it tried and could not, which may be its own fault or the request's
+    LOST = "lost"  # its tunnel closed while it had the request
+    AWAY = "away"  # it had no tunnel any more when its turn came: it was not asked
     BROKEN = "broken"  # its answer does not fit the contract
+    ABANDONED = "abandoned"  # the client went away
 
 
 class Tried(NamedTuple):
-    """One try that was made: which device was asked, and what came of it."""
+    """One try: which device it was about, and what came of it."""
 
     device: str
     outcome: Outcome
@@ -45,10 +51,11 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Ask ``device`` and wait at most ``timeout`` seconds."""
+    """Ask ``device``; wait ``timeout`` seconds while nothing of the request or its answer moves, ``limit`` in all."""
 
     device: str
     timeout: float
+    limit: float
     reason: str
 
 
@@ -69,6 +76,8 @@ def outcome_of(status: int) -> Outcome:
         return Outcome.UNAVAILABLE
     if status in _TIMEOUT:
         return Outcome.TIMEOUT
+    if status in _FAILED:
+        return Outcome.FAILED
     return Outcome.ANSWERED
 
 
@@ -85,17 +94,22 @@ def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float
     remaining = deadline - now
     if remaining < MIN_TRY:
         return GiveUp(504, f"no device answered within the deadline ({_story(tried) or 'none was asked in time'})")
+    outcomes = [one.outcome for one in tried]
+    if outcomes.count(Outcome.LOST) >= MAX_LOST:
+        return GiveUp(502, f"devices vanished while they worked on this request, no more are asked ({_story(tried)})")
+    if outcomes.count(Outcome.FAILED) >= MAX_FAILED:
+        return GiveUp(500, f"devices failed on this request, no more are asked ({_story(tried)})")
     seen = {one.device for one in tried}
     left = [candidate for candidate in ranked if candidate.device not in seen and not candidate.full]
     if not left:
         return _exhausted(tried, ranked)
     chosen = left[0]
     if len(left) == 1:
-        return Try(chosen.device, remaining, "the last candidate: it has all the time that is left")
-    wanted = patience(chosen.p99, chosen.score)
-    if wanted <= remaining / 2:
-        return Try(chosen.device, wanted, f"{wanted * 1000:.0f} ms, then another of {len(left) - 1} is asked")
-    return Try(chosen.device, remaining / 2, "half of the time that is left, so that one more try fits")
+        return Try(chosen.device, remaining, remaining, "the last candidate: it has all the time that is left")
+    wanted, half = patience(chosen.p99, chosen.score), remaining / 2
+    if wanted <= half:
+        return Try(chosen.device, wanted, half, f"{wanted * 1000:.0f} ms, then another of {len(left) - 1} is asked")
+    return Try(chosen.device, half, half, "half of the time that is left, so that one more try fits")
 
 
 def _exhausted(tried: Sequence[Tried], ranked: Sequence[Candidate]) -> GiveUp:

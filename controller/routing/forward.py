@@ -12,19 +12,19 @@ import random
 from dataclasses import dataclass
 
 import structlog
-from starlette.types import Receive
 
-from controller.routing.attempt import MIN_PATIENCE, GiveUp, Outcome, Tried, next_attempt, outcome_of
+from controller.routing.attempt import MIN_PATIENCE, GiveUp, Outcome, Tried, Try, next_attempt, outcome_of
 from controller.routing.choose import Policy, Request, rank
 from controller.routing.fleet_view import FleetView
 from controller.routing.hub import Hub
 from controller.routing.metrics import Metrics
 from controller.routing.request import GoneError
-from controller.routing.tunnels import Stream
-from wire.tunnel import RequestHead
+from controller.routing.streams import Stream
+from controller.routing.tunnels import Tunnel
+from controller.routing.waiting import ClientWatch, Patience
+from wire.tunnel import CHUNK, RequestHead
 
-WATCH_AFTER = 0.05  # seconds: requests that are answered sooner need nobody who looks whether the client is there
-_SUSPICIOUS = frozenset({Outcome.TIMEOUT, Outcome.BROKEN, Outcome.UNAVAILABLE})
+_SUSPICIOUS = frozenset({Outcome.TIMEOUT, Outcome.BROKEN, Outcome.UNAVAILABLE, Outcome.FAILED})
 
 log = structlog.get_logger()
 
@@ -45,41 +45,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """An answer that came. ``stream.release`` is to be called when its body was sent on; ``routed``: seconds between
-    the order and the moment when the device that answered was asked."""
+    """An answer that came. ``stream.release`` is to be called when its body was sent on; ``attempts``: how many devices
+    were asked; ``routed``: seconds between the order and the moment when the device that answered was asked."""
 
     stream: Stream
-    device: str
     attempts: int
     routed: float
-
-
-class ClientWatch:
-    """Notices that the client of one request went away, and settles the stream that works for it."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.gone = False
-        self.stream: Stream | None = None
-        self._receive = receive
-        self._task: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(WATCH_AFTER, self._start)
-
-    def stop(self) -> None:
-        """Look no longer."""
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _start(self) -> None:
-        self._task = self._loop.create_task(self._wait())
-
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        if self.stream is not None:
-            self.stream.end(Outcome.LOST, "the client went away")
 
 
 class Forwarder:
@@ -91,10 +62,23 @@ class Forwarder:
         self._metrics = metrics
         self._rng = rng
         self._policy = Policy()
+        self._time = asyncio.get_running_loop().time
 
     async def deliver(self, order: Order, watch: ClientWatch) -> Delivered | GiveUp:
         """Return the answer of the first device that gives one, or why there is none. Raises GoneError."""
-        now = begun = asyncio.get_running_loop().time()
+        failures: list[Stream] = []  # answers that a device failed; the last one is handed on when nobody does better
+        kept: Stream | None = None
+        try:
+            result = await self._try_on(order, watch, failures)
+            kept = result.stream if isinstance(result, Delivered) else None
+            return result
+        finally:
+            for stream in failures:
+                if stream is not kept:
+                    stream.release()
+
+    async def _try_on(self, order: Order, watch: ClientWatch, failures: list[Stream]) -> Delivered | GiveUp:
+        now = begun = asked = self._time()
         request = Request(tenant=order.tenant, model=order.model, version=order.version, now=now)
         ranked = rank(request, self._view, self._policy, self._rng)
         tried: list[Tried] = []
@@ -103,11 +87,14 @@ class Forwarder:
         while True:
             step = next_attempt(tried, ranked, now, order.deadline)
             if isinstance(step, GiveUp):
-                return step
-            attempts += 1
-            asked = now
-            outcome, stream = await self._ask(step.device, step.timeout, order, watch)
-            now = asyncio.get_running_loop().time()
+                return Delivered(failures[-1], attempts, asked - begun) if failures else step
+            tunnel = self._hub.get(step.device)
+            if tunnel is None:
+                tried.append(Tried(step.device, Outcome.AWAY))
+                continue
+            attempts, asked = attempts + 1, now
+            outcome, stream = await self._ask(tunnel, step, order, watch)
+            now = self._time()
             self._metrics.attempt(outcome.value)
             if watch.gone:
                 if stream is not None:
@@ -115,22 +102,24 @@ class Forwarder:
                 raise GoneError("the client went away")
             if outcome is Outcome.ANSWERED:
                 assert stream is not None
-                self._view.standings.record(order.tenant, order.model, now - asked)
-                return Delivered(stream, step.device, attempts, asked - begun)
-            if stream is not None:
+                self._praise(order, stream)
+                for failure in failures:  # the request was not at fault
+                    self._judge(Outcome.FAILED, failure, now, 0.0)
+                return Delivered(stream, attempts, asked - begun)
+            if outcome is Outcome.FAILED:
+                assert stream is not None
+                failures.append(stream)
+            elif stream is not None:
                 stream.release()
                 self._judge(outcome, stream, now, now - asked)
-            if outcome is Outcome.LOST and stream is not None and stream.tunnel.replaced and not replaced:
+            if outcome is Outcome.LOST and tunnel.replaced and not replaced:
                 replaced = True  # the same device, through its newer tunnel: it is there, only its connection moved
                 continue
             tried.append(Tried(step.device, outcome))
 
-    async def _ask(
-        self, device: str, seconds: float, order: Order, watch: ClientWatch
-    ) -> tuple[Outcome, Stream | None]:
-        tunnel = self._hub.get(device)
-        if tunnel is None:
-            return Outcome.LOST, None
+    async def _ask(self, tunnel: Tunnel, step: Try, order: Order, watch: ClientWatch) -> tuple[Outcome, Stream | None]:
+        # the device counts from the head on: the time in which a large body arrives must not be taken from it
+        seconds = step.timeout if len(order.body) <= CHUNK else step.limit
         head = RequestHead(
             method=order.method,
             path=order.path,
@@ -141,7 +130,7 @@ class Forwarder:
         stream = tunnel.open(head, order.body)
         if stream is None:
             return Outcome.SATURATED, None
-        timer = asyncio.get_running_loop().call_later(seconds, stream.end, Outcome.TIMEOUT)
+        patience = Patience(stream, step)
         watch.stream = stream
         try:
             outcome = await stream.done
@@ -150,14 +139,19 @@ class Forwarder:
             raise
         finally:
             watch.stream = None
-            timer.cancel()
+            patience.stop()
             tunnel.drop(stream)
         if outcome is Outcome.ANSWERED:
             assert stream.head is not None
             outcome = outcome_of(stream.head.status)
-            if outcome is Outcome.ANSWERED:
-                tunnel.live.answered()
         return outcome, stream
+
+    def _praise(self, order: Order, stream: Stream) -> None:
+        """The device answered in time; how fast counts only where it did the model's work."""
+        stream.tunnel.live.answered()
+        assert stream.head is not None
+        if order.method == "POST" and stream.head.status == 200 and stream.waited is not None:
+            self._view.standings.record(order.tenant, order.model, stream.waited)
 
     def _judge(self, outcome: Outcome, stream: Stream, now: float, waited: float) -> None:
         live = stream.tunnel.live

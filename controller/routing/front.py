@@ -27,13 +27,15 @@ from controller.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from controller.http_protocol import MAX_DROPPED
 from controller.routing.attempt import RETRY_AFTER, GiveUp
 from controller.routing.fleet_view import FleetView
-from controller.routing.forward import ClientWatch, Delivered, Forwarder, Order
-from controller.routing.hub import PATH, Hub
+from controller.routing.forward import Delivered, Forwarder, Order
+from controller.routing.hub import PATH, Hub, refuse
 from controller.routing.metrics import CONTENT_TYPE, Metrics
 from controller.routing.request import GoneError, Head, Target, parse_target, read_body, read_head, request_id_of
-from controller.routing.tunnels import Budget
+from controller.routing.streams import Budget
+from controller.routing.waiting import ClientWatch
 from controller.tenants.access import Denied, Principal, allowed
 from wire.version import __version__
 
@@ -74,7 +76,9 @@ class Gateway:
             if path == PATH and not self._draining:
                 return await self._hub.serve(scope, receive, send)
             await receive()
-            return await send({"type": "websocket.close", "code": 1012 if self._draining else 1008})
+            if path == PATH:
+                return await refuse(send, UnavailableError("this gateway is stopping: connect again", "stopping"))
+            return await send({"type": "websocket.close", "code": 1008})
         target = parse_target(path)
         try:
             if target is not None:
@@ -84,7 +88,7 @@ class Gateway:
         except GoneError:
             return None  # nobody is there to be answered
         except ControllerError as error:
-            await self._refuse(scope, send, error, target)
+            await self._refuse(scope, send, error)
         return None
 
     async def drain(self, seconds: float) -> None:
@@ -125,29 +129,50 @@ class Gateway:
     # models
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        """Answer a request about a model, and count it: under its tenant and model as soon as they are known."""
         started = asyncio.get_running_loop().time()
-        method = "POST" if target.verb == "infer" else "GET"
-        if scope["method"] != method:
-            raise _MethodError(f"this address takes {method} only", "bad_method")
-        if self._draining:
-            raise UnavailableError("this gateway is stopping: send the request again", "stopping")
-        head = read_head(scope)
-        principal = await self._authenticated(head)
-        _require(principal, "models.infer")
-        tenant = principal.tenant
-        if not self._view.has_model(tenant, target.model, target.version):
-            raise NotFoundError(f"there is no model {_named(target)} in tenant {tenant}", "no_model")
-        if target.verb == "ready":
-            ready = bool(self._view.eligible(tenant, target.model, target.version))
-            return await _send_json(send, 200 if ready else 503, {"name": target.model, "ready": ready})
-        self._in_flight += 1
-        self._metrics.in_flight.inc()
-        reserved = 0
-        watch: ClientWatch | None = None
+        tenant = model = ""
         try:
-            deadline = started + head.seconds
-            body, reserved = await read_body(receive, head, self._max_body_bytes, self._budget, deadline)
-            request_id = head.request_id or f"{self._id_prefix}-{next(self._ids):x}"
+            method = "POST" if target.verb == "infer" else "GET"
+            if scope["method"] != method:
+                raise _MethodError(f"this address takes {method} only", "bad_method")
+            if self._draining:
+                raise UnavailableError("this gateway is stopping: send the request again", "stopping")
+            head = read_head(scope)
+            principal = await self._authenticated(head)
+            tenant = principal.tenant
+            _require(principal, "models.infer")
+            if not self._view.has_model(tenant, target.model, target.version):
+                raise NotFoundError(f"there is no model {_named(target)} in tenant {tenant}", "no_model")
+            if target.verb == "ready":
+                ready = bool(self._view.eligible(tenant, target.model, target.version))
+                return await _send_json(send, 200 if ready else 503, {"name": target.model, "ready": ready})
+            model = target.model
+            self._in_flight += 1
+            self._metrics.in_flight.inc()
+            try:
+                status = await self._forward(scope["method"], receive, send, target, tenant, head, started)
+            finally:
+                self._metrics.in_flight.dec()
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._idle.set()
+        except ControllerError as error:
+            self._metrics.request(tenant, model, error.status)
+            raise
+        self._metrics.request(tenant, model, status)
+        self._metrics.seconds.observe(asyncio.get_running_loop().time() - started)
+        return None
+
+    async def _forward(
+        self, method: str, receive: Receive, send: Send, target: Target, tenant: str, head: Head, started: float
+    ) -> int:
+        """Have the request answered by a device, send its answer on and return the status."""
+        deadline = started + head.seconds
+        body, reserved = await read_body(receive, head, self._max_body_bytes, self._budget, deadline)
+        request_id = head.request_id or f"{self._id_prefix}-{next(self._ids):x}"
+        watch = ClientWatch(receive)
+        try:
             order = Order(
                 tenant=tenant,
                 model=target.model,
@@ -158,27 +183,18 @@ class Gateway:
                 body=body,
                 deadline=deadline,
             )
-            watch = ClientWatch(receive)
             result = await self._forwarder.deliver(order, watch)
             watch.stop()
             if isinstance(result, GiveUp):
-                status = result.status
-                await _send_json(send, status, {"error": result.reason}, _retry(result.retry_after, request_id))
-            else:
-                assert result.stream.head is not None
-                status = result.stream.head.status
-                await _send_answer(send, result, request_id)
-            self._metrics.request(tenant, target.model, status)
-            self._metrics.seconds.observe(asyncio.get_running_loop().time() - started)
+                headers = _retry(result.retry_after, request_id)
+                await _send_json(send, result.status, {"error": result.reason}, headers)
+                return result.status
+            assert result.stream.head is not None
+            await _send_answer(send, result, request_id)
+            return result.stream.head.status
         finally:
-            if watch is not None:
-                watch.stop()
+            watch.stop()
             self._budget.give(reserved)
-            self._metrics.in_flight.dec()
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-        return None
 
     async def _authenticated(self, head: Head) -> Principal:
         if head.token is None:
@@ -189,19 +205,23 @@ class Gateway:
             await self._view.looked_again()  # the token may have been made this moment
             return self._view.principal(head.token, time.time())
 
-    async def _refuse(self, scope: Scope, send: Send, error: ControllerError, target: Target | None) -> None:
-        if target is not None:
-            self._metrics.request("", "", error.status)
+    async def _refuse(self, scope: Scope, send: Send, error: ControllerError) -> None:
         headers = _retry(RETRY_AFTER if error.status in (429, 503) else None, request_id_of(scope))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if error.status in (408, 413) or self._draining:
-            headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+        if self._draining or _announced(scope) > MAX_DROPPED:  # else the rest is dropped, so that the answer is read
+            headers.append((b"connection", b"close"))
         await _send_json(send, error.status, {"error": str(error), "code": error.code}, headers)
 
 
 class _MethodError(InvalidError):
     status = 405
+
+
+def _announced(scope: Scope) -> int:
+    """Return the length of the body that a request announces; 0 when it announces none."""
+    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else 0
 
 
 def _require(principal: Principal, action: str) -> None:
@@ -240,7 +260,7 @@ async def _send_answer(send: Send, result: Delivered, request_id: str) -> None:
     assert head is not None
     headers: _Headers = [
         (b"content-length", str(len(body)).encode()),
-        (b"muster-device", result.device.encode()),
+        (b"muster-device", stream.tunnel.live.device.encode()),
         (b"muster-attempts", str(result.attempts).encode()),
         (b"muster-route-ms", f"{result.routed * 1000:.2f}".encode()),
         (b"x-request-id", request_id.encode()),

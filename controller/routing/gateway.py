@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,20 +18,22 @@ import structlog
 import uvicorn
 
 from controller.errors import InvalidError
+from controller.http_protocol import BoundedHttp
 from controller.listening import Server, listen
 from controller.routing.fleet_view import FleetView
 from controller.routing.forward import Forwarder
 from controller.routing.front import Gateway
 from controller.routing.hub import Hub
 from controller.routing.metrics import Metrics
-from controller.routing.tunnels import Budget
+from controller.routing.streams import Budget
 from wire.tunnel import MAX_FRAME
 
 MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together …
 BODIES_HELD: Final = 8  # … or room for so many of the largest, where that is more
 DRAIN_SECONDS: Final = 10.0
-PING_SECONDS: Final = 1.0
-PONG_SECONDS: Final = 2.0
+PING_SECONDS: Final = 15.0  # who is silent is found out by the missing status (`hub.py`), much sooner: a ping …
+PONG_SECONDS: Final = 30.0  # … waits behind the body that a slow link is still taking, and must not cut it off
+NOT_SENT: Final = 128 * 1024  # bytes a connection may keep in the system's buffer: what is there, nothing overtakes
 _KEEP_ALIVE: Final = 75
 
 log = structlog.get_logger()
@@ -54,6 +57,7 @@ async def run_gateway(
     """
     listener = listen(host, port, "MUSTER_GATEWAY_PORT")
     try:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)  # inherited by every connection
         budget = Budget(max(MAX_HELD, BODIES_HELD * max_body_bytes))
         metrics = Metrics(lambda: budget.used)
         view = FleetView(database_path)
@@ -94,7 +98,7 @@ async def run_gateway(
 def _config(gateway: Gateway, certificate: Path | None, key: Path | None) -> uvicorn.Config:
     config = uvicorn.Config(
         gateway,
-        http="httptools",
+        http=BoundedHttp,
         ws="websockets-sansio",  # the other implementation fails under two writers
         ws_max_size=MAX_FRAME,
         ws_ping_interval=PING_SECONDS,

@@ -21,7 +21,8 @@ from controller.routing.credential import admit, claimed_device
 from controller.routing.fleet_view import FleetView
 from controller.routing.metrics import Metrics
 from controller.routing.standings import LiveDevice
-from controller.routing.tunnels import MAX_STREAMS, REPLACED, REVOKED, SILENT, Budget, Tunnel
+from controller.routing.streams import Budget
+from controller.routing.tunnels import MAX_STREAMS, REPLACED, REVOKED, SILENT, Tunnel
 from wire.tunnel import SUBPROTOCOL, Status
 
 PATH: Final = "/tunnel"
@@ -61,7 +62,7 @@ class Hub:
             device, tenant = await self._admit(scope)
         except ControllerError as error:
             log.warning("a tunnel was refused", reason=str(error), peer=scope.get("client"))
-            return await _refuse(send, error)
+            return await refuse(send, error)
         now = asyncio.get_running_loop().time()
         tunnel = Tunnel(
             LiveDevice(device, tenant, MAX_STREAMS, now),
@@ -145,7 +146,8 @@ class Hub:
             tunnel.close(REVOKED, "the device was revoked")
 
 
-async def _refuse(send: Send, error: ControllerError) -> None:
+async def refuse(send: Send, error: ControllerError) -> None:
+    """Refuse a tunnel that was not accepted yet, with the status and the words of ``error``."""
     body = msgspec.json.encode({"error": str(error), "code": error.code})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})

@@ -49,7 +49,9 @@ class Metrics:
         self._attempt_series: dict[str, Counter] = {}
 
     def request(self, tenant: str, model: str, status: int) -> None:
-        """Count one answer. ``model``: empty for one that does not exist."""
+        """Count one request by the status it was answered with, 499 where the client had gone.
+
+        tenant, model: empty where they were not known or do not exist."""
         key = (tenant, model, status)
         series = self._request_series.get(key)
         if series is None:
@@ -67,6 +69,6 @@ class Metrics:
 
     def page(self, tenant: str) -> bytes:
         """Return the figures that ``tenant`` may see as text: those of the whole gateway, and its own."""
-        own = f'tenant="{tenant}"'.encode()
+        seen = f'tenant="{tenant}"'.encode(), b'tenant=""'  # the second: refused before it was known whose they are
         lines = generate_latest(self._registry).split(b"\n")
-        return b"\n".join(line for line in lines if b'tenant="' not in line or own in line)
+        return b"\n".join(line for line in lines if b'tenant="' not in line or any(one in line for one in seen))

@@ -14,7 +14,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope
 
 from controller.errors import ControllerError, InvalidError, TooLargeError, TooManyError
-from controller.routing.tunnels import Budget
+from controller.routing.streams import Budget
 
 DEFAULT_DEADLINE: Final = 10.0  # seconds
 MAX_DEADLINE: Final = 120.0
@@ -29,7 +29,9 @@ _FORWARDED: Final = frozenset(
 
 
 class GoneError(ControllerError):
-    """The client went away: there is nobody to answer."""
+    """The client went away: there is nobody to answer. The status is for the figures only."""
+
+    status = 499
 
 
 class SlowError(ControllerError):

@@ -18,8 +18,9 @@ from starlette.types import Message, Receive, Send
 
 from controller.routing.attempt import Outcome
 from controller.routing.standings import LiveDevice
+from controller.routing.streams import Budget, Outgoing, Stream
 from wire.errors import MalformedError
-from wire.tunnel import CHUNK, MAX_HEAD, Frame, Kind, RequestHead, ResponseHead, Status, decode_frame, encode_frame
+from wire.tunnel import MAX_HEAD, Frame, Kind, RequestHead, ResponseHead, Status, decode_frame, encode_frame
 
 MAX_STREAMS: Final = 128  # requests of one tunnel without an answer
 MAX_UNSENT: Final = 64 * 1024 * 1024  # bytes of bodies of one tunnel that wait to be written; a larger one waits alone
@@ -36,61 +37,6 @@ log = structlog.get_logger()
 _decode_response = msgspec.json.Decoder(ResponseHead).decode
 _decode_status = msgspec.json.Decoder(Status).decode
 _encode = msgspec.json.Encoder().encode
-
-
-class Budget:
-    """Bytes of bodies that the whole gateway may hold at once."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Reserve ``size`` bytes; False, and nothing reserved, when they do not fit."""
-        if self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        """Return ``size`` reserved bytes."""
-        self.used -= size
-
-
-class Stream:
-    """One request in one tunnel. ``done`` ends with the outcome; after ANSWERED ``head`` and ``body`` are complete."""
-
-    __slots__ = ("_reserved", "body", "detail", "done", "head", "id", "outgoing", "tunnel")
-
-    def __init__(self, tunnel: Tunnel, number: int, outgoing: _Outgoing, done: asyncio.Future[Outcome]) -> None:
-        self.tunnel = tunnel
-        self.id = number
-        self.outgoing = outgoing
-        self.done = done
-        self.head: ResponseHead | None = None
-        self.body: bytes | bytearray = b""
-        self.detail = ""
-        self._reserved = 0
-
-    def end(self, outcome: Outcome, detail: str = "") -> None:
-        """Settle the stream, unless it is settled."""
-        if not self.done.done():
-            self.detail = detail
-            self.done.set_result(outcome)
-
-    def reserve(self, size: int) -> bool:
-        """Reserve room for an answer of ``size`` bytes."""
-        if not self.tunnel.budget.take(size):
-            return False
-        self._reserved += size
-        return True
-
-    def release(self) -> None:
-        """Return the room of the answer: nobody reads it any more."""
-        self.tunnel.budget.give(self._reserved)
-        self._reserved = 0
 
 
 class Tunnel:
@@ -118,7 +64,7 @@ class Tunnel:
         self._loop = asyncio.get_running_loop()
         self._streams: dict[int, Stream] = {}
         self._next = 1
-        self._turns: deque[_Outgoing] = deque()  # at most MAX_STREAMS
+        self._turns: deque[Outgoing] = deque()  # at most MAX_STREAMS
         self._cancels: deque[bytes] = deque()  # only for streams whose beginning was written
         self._unsent = 0
         self._wake = asyncio.Event()
@@ -145,7 +91,7 @@ class Tunnel:
             self.close(1012, "all stream numbers are used: connect again")
             return None
         self._next = number + 1
-        outgoing = _Outgoing(number, encoded, body)
+        outgoing = Outgoing(number, encoded, body, self._loop.time())
         stream = self._streams[number] = Stream(self, number, outgoing, self._loop.create_future())
         self._turns.append(outgoing)
         self._unsent += len(body)
@@ -217,6 +163,8 @@ class Tunnel:
                 before = outgoing.left
                 data = outgoing.next_frame()
                 self._unsent -= before - outgoing.left
+                if outgoing.finished and not outgoing.written:
+                    outgoing.written = self._loop.time()
                 await self._send({"type": "websocket.send", "bytes": data})
                 if not outgoing.finished:
                     self._turns.append(outgoing)  # behind all that came meanwhile: one chunk a turn
@@ -278,13 +226,14 @@ class Tunnel:
                 return stream.end(Outcome.BROKEN, f"{head.body_bytes} bytes, at most {self._max_answer} are allowed")
             if not stream.reserve(head.body_bytes):
                 return stream.end(Outcome.SATURATED, "the gateway holds as many bytes as it may")
-            stream.head = head
+            stream.begin_answer(head, self.live.last_heard)  # heard just now
         elif stream.head is None:
             return stream.end(Outcome.BROKEN, "a body before its head")
         if not stream.body:
             stream.body = frame.body if frame.end else bytearray(frame.body)
         else:
             stream.body += frame.body
+        assert stream.head is not None
         received, announced = len(stream.body), stream.head.body_bytes
         if received > announced or (frame.end and received != announced):
             return stream.end(Outcome.BROKEN, f"{received} bytes, {announced} were announced")
@@ -292,40 +241,3 @@ class Tunnel:
             del self._streams[stream.id]
             stream.end(Outcome.ANSWERED)
         return None
-
-
-class _Outgoing:
-    """A request on its way: its frames are made one at a time, when it is their turn."""
-
-    __slots__ = ("_body", "_head", "_offset", "_stream", "started", "stopped")
-
-    def __init__(self, stream: int, head: bytes, body: bytes) -> None:
-        self._stream, self._head, self._body = stream, head, body
-        self._offset = 0
-        self.started = False
-        self.stopped = False
-
-    @property
-    def left(self) -> int:
-        """Bytes of the body that were not made into frames yet."""
-        return len(self._body) - self._offset
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last frame was made, or nobody wants the rest."""
-        return self.stopped or (self.started and self._offset == len(self._body))
-
-    def stop(self) -> None:
-        """Make no further frame."""
-        self.stopped, self._body, self._offset = True, b"", 0
-
-    def next_frame(self) -> bytes:
-        """Return the bytes of the next frame."""
-        whole = not self._offset and len(self._body) <= CHUNK
-        chunk = self._body if whole else self._body[self._offset : self._offset + CHUNK]
-        self._offset += len(chunk)
-        end = self._offset == len(self._body)
-        if self.started:
-            return encode_frame(Frame(Kind.BODY, self._stream, body=chunk, end=end))
-        self.started = True
-        return encode_frame(Frame(Kind.REQUEST, self._stream, self._head, chunk, end))

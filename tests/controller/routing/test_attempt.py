@@ -24,7 +24,7 @@ def candidate(device: str, *, p99: float | None = 0.01, full: bool = False, scor
     return Candidate(device, score, 0, 0, False, full, p99)
 
 
-A, B = candidate("a"), candidate("b")
+A, B, C = candidate("a"), candidate("b"), candidate("c")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,12 @@ A, B = candidate("a"), candidate("b")
         ([("a", Outcome.UNAVAILABLE)], [A], 0.0, 503),
         ([("a", Outcome.BROKEN)], [A], 0.0, 502),
         ([("a", Outcome.TIMEOUT)], [A], 5.0, 504),
+        ([("a", Outcome.AWAY)], [A, B], 0.0, ("b", 10.0)),
+        ([("a", Outcome.AWAY)], [A], 0.0, 503),
+        ([("a", Outcome.LOST), ("b", Outcome.LOST)], [A, B, C], 0.0, 502),  # the request may be what kills them
+        ([("a", Outcome.AWAY), ("b", Outcome.AWAY)], [A, B, C], 0.0, ("c", 10.0)),
+        ([("a", Outcome.FAILED)], [A, B, C], 0.0, ("b", 0.3)),
+        ([("a", Outcome.FAILED), ("b", Outcome.FAILED)], [A, B, C], 0.0, 500),
         ([], [A], 10.0, 504),
         ([], [A], 11.0, 504),
     ],
@@ -76,7 +82,7 @@ def test_the_reason_tells_what_was_tried():
         (400, Outcome.ANSWERED),
         (413, Outcome.ANSWERED),
         (422, Outcome.ANSWERED),
-        (500, Outcome.ANSWERED),
+        (500, Outcome.FAILED),
         (404, Outcome.UNAVAILABLE),
         (429, Outcome.SATURATED),
         (502, Outcome.UNAVAILABLE),
@@ -115,11 +121,11 @@ def test_fail_over_ends_within_the_deadline_and_asks_nobody_twice(fulls, outcome
         assert now < deadline
         assert step.device not in {one.device for one in tried}
         assert not next(one for one in ranked if one.device == step.device).full
-        assert 0 < step.timeout <= deadline - now
+        assert 0 < step.timeout <= step.limit <= deadline - now
         left = [one for one in ranked if one.device not in {t.device for t in tried} and not one.full]
         if len(left) > 1:
-            assert deadline - now - step.timeout >= step.timeout - 1e-9  # one more try fits
-        now += step.timeout if outcome is Outcome.TIMEOUT else step.timeout * share
+            assert deadline - now - step.limit >= step.limit - 1e-9  # one more try fits
+        now += step.limit if outcome is Outcome.TIMEOUT else step.limit * share
         tried.append(Tried(step.device, outcome))
     step = next_attempt(tried, ranked, now, deadline)
     assert isinstance(step, GiveUp)

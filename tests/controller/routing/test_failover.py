@@ -96,6 +96,7 @@ async def huge_frame(device, asked):
         says(502),
         says(404),
         says(504),
+        says(500),
         silent,
         dies_in_mid_answer,
         two_heads,
@@ -145,7 +146,7 @@ async def test_when_no_other_device_is_there(house, respond, status):
     assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
-@pytest.mark.parametrize("status", [400, 413, 422, 500])
+@pytest.mark.parametrize("status", [400, 413, 422, 501])
 async def test_what_is_the_clients_own_fault_goes_straight_back(house, status):
     devices = [await house.join(respond=says(status)) for _ in range(2)]
     await house.until_ready()
@@ -153,6 +154,45 @@ async def test_what_is_the_clients_own_fault_goes_straight_back(house, status):
     assert answer.status_code == status
     assert answer.headers["muster-attempts"] == "1"
     assert sum(len(one.asked) for one in devices) == 1
+
+
+async def test_a_request_on_which_two_devices_fail_is_not_given_to_a_third(house):
+    devices = [await house.join(respond=says(500, b'{"error": "the model fails on this"}')) for _ in range(4)]
+    await house.until_ready()
+    answer = await house.infer()
+    assert (answer.status_code, answer.json()) == (500, {"error": "the model fails on this"})
+    assert answer.headers["muster-attempts"] == "2"
+    assert sum(len(one.asked) for one in devices) == 2
+    assert await house.metric("muster_gateway_suspects_total") == 0  # the request may be at fault
+    assert await house.metric("muster_gateway_body_bytes") == 0
+
+
+async def test_a_device_that_fails_where_another_does_not_is_asked_last(house):
+    bad, good = await house.join(respond=says(500)), await house.join()
+    bad.p50_ms, good.p50_ms = 1.0, 500.0
+    await bad.say()
+    await good.say()
+    for _ in range(40):
+        assert (await house.infer()).status_code == 200
+        if bad.asked:
+            break
+    assert len(bad.asked) == 1
+    assert await house.metric("muster_gateway_suspects_total") == 1
+    for _ in range(5):
+        assert (await house.infer()).headers["muster-attempts"] == "1"
+
+
+async def test_a_request_that_brings_devices_down_stops_after_the_second(house):
+    async def dies(device, asked):
+        device.cut()
+
+    devices = [await house.join(respond=dies) for _ in range(4)]
+    await house.until_ready()
+    answer = await house.infer()
+    assert answer.status_code == 502
+    assert "vanished" in answer.json()["error"]
+    assert "retry-after" not in answer.headers
+    assert sum(len(one.asked) for one in devices) == 2
 
 
 async def test_a_silent_device_is_told_that_nobody_waits_and_its_late_answer_is_counted(house, eventually):
@@ -275,6 +315,9 @@ async def test_a_client_that_goes_away_frees_the_device(house, eventually):
         return await house.metric("muster_gateway_requests_in_flight") == 0
 
     await eventually(nothing_held)
+    page = (await house.client.get("/metrics")).text
+    assert 'muster_gateway_attempts_total{outcome="abandoned"} 1.0' in page
+    assert f'muster_gateway_requests_total{{model="{MODEL}",status="499",tenant="default"}} 1.0' in page
 
 
 async def test_large_bodies_do_not_hold_up_small_requests(house):

@@ -214,6 +214,24 @@ async def test_metrics_need_a_token_and_show_the_own_tenant_only(house):
     assert 'tenant="default"' not in other.text
 
 
+async def test_what_is_refused_is_counted_where_it_belongs(house):
+    await house.join()
+    await house.client.post(INFER, headers={"Authorization": "Bearer nonsense"})
+    await house.client.post(INFER, headers={"Authorization": f"Bearer {house.make_token('viewer')}"})
+    await house.client.post("/v2/models/none/infer")
+    await house.infer(b"x" * (13 * 1024 * 1024))
+    await house.client.post(INFER, headers={"Authorization": f"Bearer {house.make_token('admin', 'other')}"})
+    page = (await house.client.get("/metrics")).text
+    for model, status, tenant in [
+        ("", 401, ""),
+        ("", 403, "default"),
+        ("", 404, "default"),
+        (MODEL, 413, "default"),
+    ]:
+        assert f'requests_total{{model="{model}",status="{status}",tenant="{tenant}"}} 1.0' in page
+    assert 'tenant="other"' not in page
+
+
 class TestBounded:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 from controller.routing import tunnels
 from controller.routing.attempt import Outcome
 from controller.routing.standings import LiveDevice
-from controller.routing.tunnels import Budget, Tunnel
+from controller.routing.streams import Budget
+from controller.routing.tunnels import Tunnel
 from wire.tunnel import CHUNK, Frame, Kind, RequestHead, ResponseHead, decode_frame, encode_frame
 
 
