@@ -78,11 +78,10 @@ def connect(
             secured = origin.context.wrap_socket(plain, server_hostname=origin.host, do_handshake_on_connect=False)
             connection.sock = hold(secured)
             secured.do_handshake()
-    except ValueError as error:  # a host name that no certificate can have
+    except BaseException as error:
         connection.close()
-        raise OSError(str(error)) from error
-    except BaseException:
-        connection.close()
+        if isinstance(error, ValueError) and not isinstance(error, OSError):  # a name that no certificate can have
+            raise OSError(str(error)) from error
         raise
     return connection
 

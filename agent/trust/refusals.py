@@ -59,7 +59,11 @@ def explain(error: Exception, last: Fetched, clock: Clock) -> Failure:
                 "login page or a proxy answers in its place",
             )
         case exceptions.DownloadLengthMismatchError():
-            return Failure(code="oversized", message=f"{role} metadata refused: {error}; split the role into hash bins")
+            return Failure(
+                code="oversized",
+                message=f"{role} metadata refused: {error}; publish it again, and split a role that outgrew the limit "
+                "into hash bins",
+            )
         case exceptions.DownloadHTTPError():
             return _status(error, role)
         case FetchError() if error.code == "clock":

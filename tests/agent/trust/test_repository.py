@@ -1,0 +1,143 @@
+"""The agent's questions, answered by a real child process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agent.errors import TrustError
+from agent.trust import child, repository
+from agent.trust.clock import FAR_AHEAD, RELEASED
+from agent.trust.floor import read_floor
+from agent.trust.repository import Repository
+from tests.agent.trust.signed_repository import SignedRepository
+
+PATH = "builds/rpi5/digits/b-1.json"
+
+
+@pytest.fixture
+def signed() -> Iterator[SignedRepository]:
+    made = SignedRepository(float(int(time.time())))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ours(tmp_path: Path, signed: SignedRepository) -> Repository:
+    return Repository(tmp_path / "trust", signed.url, signed.first_root)
+
+
+def children() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if "agent.trust.child" in " ".join(p.cmdline())]
+
+
+async def test_a_refresh_and_several_targets_in_one_question(ours: Repository, signed: SignedRepository) -> None:
+    signed.delegate("targets", "rpi5", ["builds/rpi5/*/*"], terminating=True)
+    signed.add("rpi5", PATH, b"envelope", {"precision": "int8"})
+    signed.release("rpi5", "targets")
+    told = await ours.refresh([PATH, "builds/rpi5/digits/b-2.json"])
+    target = told.found[PATH]
+    assert target is not None
+    assert (target.length, target.custom) == (8, {"precision": "int8"})
+    assert told.found["builds/rpi5/digits/b-2.json"] is None
+    assert told.targets == 2
+    assert not told.clock.suspect
+    assert await ours.target(PATH) == target
+    assert await ours.targets([PATH]) == {PATH: target}
+    assert children() == []
+
+
+async def test_a_refusal_is_a_trust_error_with_its_code(ours: Repository, signed: SignedRepository) -> None:
+    signed.expire("snapshot")
+    signed.release()
+    with pytest.raises(TrustError) as caught:
+        await ours.refresh()
+    assert caught.value.code == "expired"
+    signed.close()
+    with pytest.raises(TrustError) as caught:
+        await ours.refresh()
+    assert caught.value.code == "unreachable"
+
+
+async def test_questions_at_once_wait_for_each_other(ours: Repository) -> None:
+    told = await asyncio.gather(*(ours.refresh() for _ in range(3)))
+    assert {answer.timestamp for answer in told} == {1}
+
+
+async def test_a_child_that_gives_no_verdict_is_ended(
+    tmp_path: Path, signed: SignedRepository, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(repository, "_GRACE", 0.0)
+    signed.answers["timestamp.json"] = lambda _handler: time.sleep(5)
+    slow = Repository(tmp_path / "trust", signed.url, signed.first_root, deadline=0.05)
+    with pytest.raises(TrustError) as caught:
+        await slow.refresh()
+    assert caught.value.code in ("no_verdict", "too_slow")
+    assert children() == []
+
+
+async def test_cancelling_ends_the_child(ours: Repository, signed: SignedRepository) -> None:
+    signed.answers["timestamp.json"] = lambda _handler: time.sleep(5)
+    task = asyncio.create_task(ours.refresh())
+    async with asyncio.timeout(10):
+        while "timestamp.json" not in signed.asked:
+            await asyncio.sleep(0.01)
+    assert len(children()) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert children() == []
+
+
+async def test_a_child_takes_no_more_memory_than_it_may(tmp_path: Path, signed: SignedRepository) -> None:
+    for number in range(8000):
+        target = signed.targets("targets").targets
+        path = f"builds/rpi5/digits/{number}"
+        target[path] = type(signed.add("targets", "one", b"1"))(1, {"sha256": "0" * 64}, path)
+    signed.release("targets")
+    tight = Repository(tmp_path / "trust", signed.url, signed.first_root, memory_bytes=4 * 1024**2)
+    with pytest.raises(TrustError) as caught:
+        await tight.refresh()
+    assert caught.value.code in ("no_memory", "malformed", "no_verdict")
+    assert (await Repository(tmp_path / "trust", signed.url, signed.first_root).refresh()).targets == 2
+
+
+async def test_no_more_paths_than_are_allowed(ours: Repository, signed: SignedRepository) -> None:
+    for paths in (["x"] * 65, [""], ["x" * 1025]):
+        with pytest.raises(TrustError):
+            await ours.refresh(paths)
+    assert signed.asked == []
+
+
+def test_the_clock_is_judged_without_asking_anybody(ours: Repository, signed: SignedRepository) -> None:
+    assert ours.clock(0.0).suspect
+    assert not ours.clock(RELEASED + 5).suspect
+    assert ours.clock(RELEASED + FAR_AHEAD * 2).suspect
+    assert signed.asked == []
+
+
+def test_a_time_that_the_controller_signed_raises_the_floor_within_reason(ours: Repository, tmp_path: Path) -> None:
+    now = time.time()
+    ours.has_come(now + 86_400)
+    assert ours.clock(now).suspect
+    assert read_floor(tmp_path / "trust") == now + 86_400
+    ours.has_come(1e15)
+    assert read_floor(tmp_path / "trust") < now + 3 * FAR_AHEAD
+    ours.has_come(5.0)
+    ours.has_come(-1.0)
+
+
+def test_a_request_that_is_none_ends_the_child_with_an_error(monkeypatch: Any) -> None:
+    import io
+    import sys
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"{}")))
+    with pytest.raises(ValueError, match="directory"):
+        child.main()
