@@ -6,6 +6,7 @@ Invariant: a port that is taken is an error before anything else starts. Knows n
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,3 +73,12 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
             "port_taken",
         ) from error
     return listener
+
+
+def allow_connections(wanted: int) -> int:
+    """Let this process hold ``wanted`` sockets and files at once, if the system lets it; return how many it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft

@@ -53,10 +53,12 @@ class Playground:
 
     async def ask(self, method: str, path: str, credential: str, body: bytes | None) -> tuple[Any, httpx.Headers]:
         """Return the decoded answer and its headers. Raises RefusedError, UnavailableError, TooLargeError."""
-        client = self._client
-        if client is None:
+        if self._client is None:
             context = await run_in_threadpool(ssl.create_default_context, cafile=str(self._ca_file))
-            client = self._client = httpx.AsyncClient(base_url=self._url, verify=context, timeout=SECONDS + 5.0)
+        if self._client is None:  # still: two who came at once share one
+            # no proxy of the environment: the gateway is on this machine, and the credential is for nobody else
+            self._client = httpx.AsyncClient(base_url=self._url, verify=context, timeout=SECONDS + 5.0, trust_env=False)
+        client = self._client
         headers = {
             "Authorization": f"Bearer {credential}",
             "Content-Type": "application/json",
@@ -65,19 +67,25 @@ class Playground:
         try:
             async with client.stream(method, path, content=body, headers=headers) as answer:
                 content = bytearray()
-                async for piece in answer.aiter_bytes():
+                async for piece in answer.aiter_raw():  # unpacking would pass the bound
                     content += piece
                     if len(content) > MAX_ANSWER:
                         raise TooLargeError(f"the answer is larger than {MAX_ANSWER} bytes", "too_large")
+        except httpx.TimeoutException as error:
+            raise UnavailableError(f"the gateway did not answer within {SECONDS + 5:.0f} s", "no_gateway") from error
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the gateway cannot be reached: {error}", "no_gateway") from error
+            why = str(error) or type(error).__name__
+            raise UnavailableError(f"the gateway cannot be reached: {why}; does it run?", "no_gateway") from error
         try:
             told = msgspec.json.decode(bytes(content))
-        except msgspec.DecodeError:
-            told = {}
+        except (msgspec.DecodeError, RecursionError):
+            told = None
         if answer.status_code >= 400:
             words = told.get("error") if isinstance(told, dict) else None
             raise RefusedError(answer.status_code, str(words or f"the gateway answered {answer.status_code}"))
+        if not isinstance(told, dict):
+            device = answer.headers.get("muster-device", "")
+            raise RefusedError(502, f"device {device} gave an answer that is no JSON object and cannot be shown here")
         return told, answer.headers
 
     async def close(self) -> None:

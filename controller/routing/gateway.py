@@ -19,7 +19,7 @@ import uvicorn
 
 from controller.errors import InvalidError
 from controller.http_protocol import BoundedHttp
-from controller.listening import Server, listen
+from controller.listening import Server, allow_connections, listen
 from controller.routing.fleet_view import FleetView
 from controller.routing.forward import Forwarder
 from controller.routing.front import Gateway
@@ -28,6 +28,9 @@ from controller.routing.metrics import Metrics
 from controller.routing.streams import Budget
 from wire.tunnel import MAX_FRAME
 
+MAX_TUNNELS: Final = 20_000
+FILES: Final = 32_768  # open sockets and files that the gateway wants: its tunnels, its clients' connections …
+TUNNEL_SHARE: Final = 0.75  # … of which tunnels leave so many to clients, where the system gives it fewer
 MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together …
 BODIES_HELD: Final = 8  # … or room for so many of the largest, where that is more
 DRAIN_SECONDS: Final = 10.0
@@ -61,7 +64,13 @@ async def run_gateway(
         budget = Budget(max(MAX_HELD, BODIES_HELD * max_body_bytes))
         metrics = Metrics(lambda: budget.used)
         view = FleetView(database_path)
-        hub = Hub(view, budget, metrics, max_answer=max_body_bytes)
+        files = allow_connections(FILES)
+        tunnels = min(MAX_TUNNELS, int(files * TUNNEL_SHARE))
+        if tunnels < MAX_TUNNELS:
+            log.warning(
+                "fewer devices than usual can connect: the limit of open files (ulimit -n) is low", devices=tunnels
+            )
+        hub = Hub(view, budget, metrics, max_answer=max_body_bytes, max_tunnels=tunnels)
         forwarder = Forwarder(view, hub, metrics, random.Random())
         gateway = Gateway(view, hub, forwarder, metrics, budget, max_body_bytes)
         server = Server(_config(gateway, certificate, key))

@@ -26,7 +26,6 @@ from controller.routing.tunnels import MAX_STREAMS, REPLACED, REVOKED, SILENT, T
 from wire.tunnel import SUBPROTOCOL, Status
 
 PATH: Final = "/tunnel"
-MAX_TUNNELS: Final = 20_000
 SUSPECT_AFTER: Final = 1.5  # seconds; a status comes each second (wire 9.4)
 CLOSED_AFTER: Final = 3.0
 _TICK: Final = 0.25
@@ -37,11 +36,12 @@ log = structlog.get_logger()
 class Hub:
     """All open tunnels, by device."""
 
-    def __init__(self, view: FleetView, budget: Budget, metrics: Metrics, *, max_answer: int) -> None:
+    def __init__(self, view: FleetView, budget: Budget, metrics: Metrics, *, max_answer: int, max_tunnels: int) -> None:
         self._view = view
         self._budget = budget
         self._metrics = metrics
         self._max_answer = max_answer
+        self._max_tunnels = max_tunnels
         self._tunnels: dict[str, Tunnel] = {}
         view.subscribe(self._close_all_revoked)
 
@@ -113,8 +113,6 @@ class Hub:
     async def _admit(self, scope: Scope) -> tuple[str, str]:
         if SUBPROTOCOL not in scope.get("subprotocols", ()):
             raise InvalidError(f"a tunnel speaks the subprotocol {SUBPROTOCOL}", "bad_subprotocol")
-        if len(self._tunnels) >= MAX_TUNNELS:
-            raise UnavailableError(f"this gateway has its {MAX_TUNNELS} tunnels: try another one", "too_many_tunnels")
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
         scheme, _, text = header.partition(" ")
         if scheme.lower() != "bearer":
@@ -122,7 +120,14 @@ class Hub:
         text = text.strip()
         if not self._view.ready or self._view.device(claimed_device(text)) is None:
             await self._view.looked_again()  # the device may have been enrolled this moment
-        return admit(text, self._view.device, time.time())
+        device, tenant = admit(text, self._view.device, time.time())
+        if len(self._tunnels) >= self._max_tunnels and device not in self._tunnels:
+            raise UnavailableError(
+                f"this gateway has the {self._max_tunnels} tunnels that it may have: start another one, or raise the "
+                "limit of open files under which it runs (ulimit -n)",
+                "too_many_tunnels",
+            )
+        return device, tenant
 
     def _heard(self, tunnel: Tunnel, status: Status) -> None:
         if not tunnel.closed:

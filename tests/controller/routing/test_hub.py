@@ -9,6 +9,7 @@ import pytest
 import websockets
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from controller.routing import gateway
 from wire.envelope import DEVICE_SESSION
 from wire.tunnel import SUBPROTOCOL
 
@@ -101,9 +102,46 @@ async def test_a_credential_that_expires_later_does_not_close_its_tunnel(house, 
         assert (await house.infer()).status_code == 200
 
 
+async def test_a_device_that_comes_while_the_gateway_stops_is_told_so(house, make_credential):
+    async def silent(device, asked):
+        await asyncio.Event().wait()
+
+    device = await house.join(respond=silent)
+    await house.until_ready()
+    request = asyncio.create_task(house.infer(muster_deadline_ms="3000"))
+    async with asyncio.timeout(5):
+        while not device.asked:
+            await asyncio.sleep(0.005)
+    house.stop.set()
+    async with asyncio.timeout(5):
+        while (await house.infer()).status_code != 503:
+            await asyncio.sleep(0.005)
+    other = house.enrol()
+    status, body = await refused(house, "Bearer " + make_credential(other.id, other.key))
+    assert (status, b"stopping" in body) == (503, True)
+    await request
+
+
 async def test_devices_of_another_tenant_are_not_asked(house):
     device = await house.join(tenant="other")
     assert (await house.infer()).status_code == 503
     token = house.make_token("operator", "other")
     answer = await house.infer(Authorization=f"Bearer {token}")
     assert answer.headers["muster-device"] == device.id
+
+
+class TestFull:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        monkeypatch.setattr(gateway, "MAX_TUNNELS", 1)
+
+    async def test_a_full_gateway_says_so_and_takes_a_device_that_it_has_again(self, house, make_credential):
+        device = await house.join()
+        other = house.enrol()
+        status, body = await refused(house, "Bearer " + make_credential(other.id, other.key))
+        assert (status, b"ulimit" in body) == (503, True)
+        twin = type(device)(device.id, device.key, device.url)
+        house.devices.append(twin)
+        await twin.connect()
+        await asyncio.wait_for(device.closed.wait(), 5)
+        assert device.close_code == 4009
