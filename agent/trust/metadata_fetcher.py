@@ -23,6 +23,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.trust.origin import Origin, connect, shut
 
+CEILING: Final = 8 * 1024**2  # bytes of one file, whatever length the metadata above it names
 _CHUNK: Final = 64 * 1024
 _TICK: Final = 0.1
 _NAME: Final = re.compile(r"(?:(?P<version>\d{1,15})\.)?(?P<role>[^/]+)\.json")
@@ -83,7 +84,8 @@ class MetadataFetcher(FetcherInterface):
         version = name["version"] if name else None
         self.last = Fetched(unquote(name["role"]) if name else url, int(version) if version else None)
         try:
-            data = self._get(self._origin.prefix + "/" + url.removeprefix(self._base_url), max_length)
+            path = f"{self._origin.prefix}/{url.removeprefix(self._base_url)}"
+            data = self._get(path, min(max_length, CEILING))
         except DownloadHTTPError:  # whole, and the connection with it
             raise
         except BaseException:
@@ -96,7 +98,7 @@ class MetadataFetcher(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         """The library's other way in, which its client does not take while ``download_bytes`` is there."""
-        yield self.download_bytes(url, 8 * 1024**2)
+        yield self.download_bytes(url, CEILING)
 
     def _get(self, path: str, limit: int) -> bytes:
         reused = self._connection is not None

@@ -160,8 +160,9 @@ def _told(
     trusted = client.trusted()
     expires = {name: trusted[name].expires.timestamp() for name in ("root", "timestamp", "snapshot", "targets")}
     issued = trusted.timestamp.unrecognized_fields.get("issued", 0)
-    if isinstance(issued, bool) or not isinstance(issued, int | float):
+    if isinstance(issued, bool) or not isinstance(issued, int):
         issued = 0
+    issued = max(0, min(issued, int(_LATEST)))
     floor = clocks.raised(clock.floor, float(issued), (expires["root"], expires["targets"]))
     if floor > clock.floor:
         keep_floor(directory, floor)

@@ -65,6 +65,15 @@ async def test_a_refusal_is_a_trust_error_with_its_code(ours: Repository, signed
     assert caught.value.code == "unreachable"
 
 
+async def test_numbers_that_no_machine_holds_are_refused(ours: Repository, signed: SignedRepository) -> None:
+    signed.add("targets", "x", b"1", {"size": 10**400})
+    signed.release("targets")
+    with pytest.raises(TrustError) as caught:
+        await ours.target("x")
+    assert caught.value.code == "malformed"
+    await ours.refresh()
+
+
 async def test_questions_at_once_wait_for_each_other(ours: Repository) -> None:
     told = await asyncio.gather(*(ours.refresh() for _ in range(3)))
     assert {answer.timestamp for answer in told} == {1}

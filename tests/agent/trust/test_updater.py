@@ -11,6 +11,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile, TargetFile
 
 from agent import durable
+from agent.trust.metadata_fetcher import CEILING
 from agent.trust.updater import answer, begin
 from tests.agent.trust.conftest import Device
 from tests.agent.trust.signed_repository import TOP, SignedRepository
@@ -421,6 +422,15 @@ def test_metadata_that_is_too_long_is_not_read_to_its_end(
     failure = device.refuses()
     assert failure.code == "oversized"
     assert "hash bins" in failure.message
+
+
+def test_a_length_that_the_snapshot_names_is_no_leave_for_any_length(
+    device: Device, repository: SignedRepository
+) -> None:
+    repository.served["2.targets.json"] = b" " * (CEILING + 1)
+    repository.mds["snapshot"].signed.meta["targets.json"] = MetaFile(2, CEILING + 1)
+    repository.publish("snapshot", "timestamp")
+    assert device.refuses().code == "oversized"
 
 
 def test_a_missing_file_is_told_with_what_to_do(device: Device, repository: SignedRepository) -> None:
