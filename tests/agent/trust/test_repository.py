@@ -65,13 +65,16 @@ async def test_a_refusal_is_a_trust_error_with_its_code(ours: Repository, signed
     assert caught.value.code == "unreachable"
 
 
-async def test_numbers_that_no_machine_holds_are_refused(ours: Repository, signed: SignedRepository) -> None:
+async def test_numbers_that_no_register_holds_are_carried_over(ours: Repository, signed: SignedRepository) -> None:
     signed.add("targets", "x", b"1", {"size": 10**400})
-    signed.release("targets")
-    with pytest.raises(TrustError) as caught:
-        await ours.target("x")
-    assert caught.value.code == "malformed"
-    await ours.refresh()
+    signed.targets("targets").targets["x"].length = 10**30
+    signed.mds["targets"].signed.version = 10**30
+    signed.publish("targets", bump=False)
+    signed.release()
+    told = await ours.refresh(["x"])
+    target = told.found["x"]
+    assert target is not None
+    assert (told.targets, target.length) == (10**30, 10**30)
 
 
 async def test_questions_at_once_wait_for_each_other(ours: Repository) -> None:
