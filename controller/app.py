@@ -18,6 +18,7 @@ from fastapi.responses import Response
 
 from controller.audit.routes import audit_router
 from controller.audit.sealer import seal
+from controller.broker.operate import Operator
 from controller.broker.session import Broker, Endpoint
 from controller.builds import routes as builds_routes
 from controller.builds.artifacts import ArtifactStore
@@ -33,6 +34,7 @@ from controller.devices.commands import CommandSender
 from controller.devices.fleet import Fleet
 from controller.devices.registry import Registry
 from controller.devices.reports import Reports
+from controller.devices.revoking import Revoking
 from controller.devices.session import DeviceSessions
 from controller.errors import UnavailableError
 from controller.http_protocol import BoundedHttp
@@ -81,6 +83,19 @@ class Control:
             observe=self._vitals.take,
         )
         handlers = self._reports.handlers() | self._ingest.handlers()
+        operator = Operator(
+            directory=installation.broker_directory,
+            root=installation.authority.root_file,
+            certificate=installation.operator_files.certificate,
+            key=installation.operator_files.key,
+        )
+        ours = not installation.settings.broker_url  # another broker is told by whoever runs it
+        self._revoking = Revoking(
+            self._database,
+            installation.authority,
+            reload=operator.reload if ours else _told_elsewhere,
+            cut=operator.cut if ours else _cut_elsewhere,
+        )
         self._broker = Broker(self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all)
         self.api = self._api()
 
@@ -103,6 +118,7 @@ class Control:
             asyncio.create_task(self._commands.run(), name="commands"),
             asyncio.create_task(self._sampler.run(), name="fleet sampler"),
             asyncio.create_task(self._seal(), name="audit sealer"),
+            asyncio.create_task(self._revoking.run(), name="revoking"),
         ]
         serving = [
             asyncio.create_task(server.serve([listener]), name="http")
@@ -237,3 +253,11 @@ class Control:
                 await asyncio.to_thread(seal, self._database)
             except UnavailableError as error:
                 log.warning("the audit trail could not be sealed", error=str(error))
+
+
+def _told_elsewhere() -> None:
+    log.warning("the list of revoked certificates is to be taken to the broker by whoever runs it: ca/revoked.pem")
+
+
+async def _cut_elsewhere(_device: str) -> None:
+    """Another broker's connections are not ours to cut; what they say is dropped here (broker/session.py)."""

@@ -23,6 +23,7 @@ import msgspec
 from controller.builds.sign import builder_key
 from controller.database.connection import Database
 from controller.devices.authority import Authority, Files
+from controller.devices.revocation import Write, judge
 from controller.errors import ConflictError, InvalidError, UnavailableError
 from controller.rollouts.keys import assignment_key, public_text
 from controller.settings import Settings
@@ -59,6 +60,7 @@ class Installation:
     gateway_files: Files
     mqtt_files: Files
     client_files: Files
+    operator_files: Files
     assignment_key: PrivateKey
     builder_keys: dict[str, PublicKey]
     trust_bundle: bytes
@@ -69,6 +71,11 @@ class Installation:
     def database_path(self) -> Path:
         """Where `state.db` lies."""
         return self.data / "state.db"
+
+    @property
+    def broker_directory(self) -> Path:
+        """Where the files of our own broker lie."""
+        return self.data / "broker"
 
     @property
     def series_path(self) -> Path:
@@ -137,6 +144,10 @@ def prepare(settings: Settings, now: float) -> Installation:
     except OSError as error:
         raise UnavailableError(f"data directory {data}: {error}; choose another with --data", "no_data") from error
     authority = Authority(data / "ca", now)
+    if isinstance(verdict := judge(authority.held_list(), set(), authority.list_issuers, now), Write):
+        # no broker starts without one; what it has to hold is written before anything is cut (devices/revoking.py)
+        held = authority.held_list()
+        authority.write_list(held.serials if held else (), verdict.begins, verdict.ends)
     hosts = [settings.host]
     database = Database(data / "state.db")
     try:
@@ -162,6 +173,7 @@ def prepare(settings: Settings, now: float) -> Installation:
         gateway_files=authority.server_files("gateway", hosts, now),
         mqtt_files=authority.server_files("mqtt", hosts, now),
         client_files=authority.controller_files(now),
+        operator_files=authority.operator_files(now),
         assignment_key=signing,
         builder_keys=keys,
         trust_bundle=bundle_bytes(bundle),

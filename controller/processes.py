@@ -51,9 +51,11 @@ class Processes:
                 certificate=installation.mqtt_files.certificate,
                 key=installation.mqtt_files.key,
                 roots=installation.authority.client_roots,
+                revoked=installation.authority.list_file,
+                operator_root=installation.authority.operating_root_file,
             )
             program = find_program(os.environ, installation.data)
-            self._broker = Mosquitto(program, installation.data / "broker", listener, [CONTROLLER_NAME])
+            self._broker = Mosquitto(program, installation.broker_directory, listener, [CONTROLLER_NAME])
             await self._broker.start()
         for name in ROLES:
             self.supervisor.start(self._child(name))

@@ -22,7 +22,8 @@ from typing import Final
 
 import structlog
 
-from controller.broker.configuration import Listener, access_rules, configuration
+from controller.broker.configuration import Listener, Version, access_rules, configuration, read_version
+from controller.broker.operate import CONFIGURATION_FILE, OPERATOR_PORT_FILE, PID_FILE, runs_with
 from controller.errors import UnavailableError
 
 VARIABLE: Final = "MUSTER_MOSQUITTO"  # the program's path, when it is not where programs usually are
@@ -89,9 +90,10 @@ class Mosquitto:
         Raises UnavailableError: "port_taken", "broker_failed" (with its last words) or "broker_unwritable".
         """
         await asyncio.to_thread(self._end_leftover)
+        version = await self._ask_version()
         port = _free_port(self._listener.host, self._listener.port)
-        self._listener = replace(self._listener, port=port)
-        self._write_files()
+        self._listener = replace(self._listener, port=port, operator_port=_free_port("127.0.0.1", 0, besides=port))
+        self._write_files(version)
         await self._launch()
         self._tasks.append(asyncio.create_task(self._supervise(), name="mosquitto supervision"))
 
@@ -106,19 +108,37 @@ class Mosquitto:
 
     @property
     def _configuration_file(self) -> Path:
-        return self._directory / "mosquitto.conf"
+        return self._directory / CONFIGURATION_FILE
 
     @property
     def _pid_file(self) -> Path:
-        return self._directory / "mosquitto.pid"
+        return self._directory / PID_FILE
 
-    def _write_files(self) -> None:
+    async def _ask_version(self) -> Version:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                self._program,
+                "-h",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            said, _ = await asyncio.wait_for(child.communicate(), START_SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise UnavailableError(f"{self._program} cannot be started: {error}", "broker_failed") from error
+        return read_version(said.decode(errors="replace"))
+
+    def _write_files(self, version: Version) -> None:
         state, rules = self._directory / "state", self._directory / "access.rules"
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
             for path, text in (
                 (rules, access_rules(self._controllers)),
-                (self._configuration_file, configuration(self._listener, rules, state, as_root=os.geteuid() == 0)),
+                (
+                    self._configuration_file,
+                    configuration(self._listener, rules, state, as_root=os.geteuid() == 0, version=version),
+                ),
+                (self._directory / OPERATOR_PORT_FILE, f"{self._listener.operator_port}\n"),
             ):
                 path.touch(mode=0o600)
                 path.chmod(0o600)
@@ -234,11 +254,7 @@ class Mosquitto:
             os.close(handle)
 
     def _is_ours(self, pid: int) -> bool:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        return os.fsencode(self._configuration_file) in words
+        return runs_with(pid, self._configuration_file)
 
     def _failure(self, what: str) -> UnavailableError:
         return UnavailableError(
@@ -246,13 +262,14 @@ class Mosquitto:
         )
 
 
-def _free_port(host: str, port: int) -> int:
+def _free_port(host: str, port: int, besides: int = -1) -> int:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-            return int(probe.getsockname()[1])
+            found = int(probe.getsockname()[1])
+        return found if found != besides else _free_port(host, port, besides)
     except OSError as error:
         raise UnavailableError(
             f"the broker cannot listen on {host}:{port}: {error}; stop what uses the port, or choose another with "

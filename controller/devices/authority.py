@@ -2,7 +2,8 @@
 
 Invariant: a device's name is drawn here and nowhere else; no name in a signing request is ever used. Devices, the
 controller's own clients and servers each have an issuer of their own and a name of another form, so that no
-certificate can stand for a thing of another kind. Does not decide who may have a certificate (`enrolment.py`).
+certificate can stand for a thing of another kind; the broker's operator descends from a root of its own, so that
+nobody below the fleet's root reaches that door. Does not decide who may have a certificate (`enrolment.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,18 +24,21 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controller.devices.key_files import read_private_key, write_private, write_public
+from controller.devices.revocation import Held
 from controller.errors import InvalidError, UnavailableError
 from wire.envelope import PublicKey
 from wire.topics import DEVICE_ID
 
 CONTROLLER_NAME: Final = "c-control"
+OPERATOR_NAME: Final = "o-control"
 ROOT_YEARS: Final = 10
 ISSUER_YEARS: Final = 5
 DEVICE_DAYS: Final = 30
 OWN_DAYS: Final = 397  # the controller's client and servers: made anew at a start when less than half is left
 BACKDATED: Final = timedelta(hours=24)  # boards without a clock battery are often behind
-DEVICES, CONTROLLER, SERVING = "devices", "controller", "serving"
+DEVICES, CONTROLLER, SERVING, OPERATING = "devices", "controller", "serving", "operating"
 _USES: Final = (DEVICES, CONTROLLER, SERVING)
+_CLIENTS: Final = (DEVICES, CONTROLLER)
 MAX_CSR_BYTES: Final = 16_384
 
 
@@ -73,6 +77,7 @@ class Authority:
             raise UnavailableError(f"fleet CA {directory}: {error}; check the data directory", "ca_unusable") from error
         self._root = self._load("root") or self._make_root(now)
         self._issuers = {use: self._load(use) or self._make_issuer(use, now) for use in _USES}
+        self._issuers[OPERATING] = self._load(OPERATING) or self._make_root(now, OPERATING)
         self.root_pem = _pem(self._root.certificate)
         write_public(self.client_roots, self.root_pem + self.chain_pem(DEVICES) + self.chain_pem(CONTROLLER))
 
@@ -85,6 +90,16 @@ class Authority:
     def root_file(self) -> Path:
         """The file with the root certificate."""
         return self.directory / "root.pem"
+
+    @property
+    def operating_root_file(self) -> Path:
+        """The file with the root of the broker's operator, which has nothing to do with the fleet's."""
+        return self.directory / f"{OPERATING}.pem"
+
+    @property
+    def list_file(self) -> Path:
+        """The file with the lists of revoked certificates, one of each issuer of clients."""
+        return self.directory / "revoked.pem"
 
     def chain_pem(self, use: str) -> str:
         """Return the issuer of the certificates for ``use``: what stands between them and the root."""
@@ -105,6 +120,53 @@ class Authority:
         """Return the controller's own client certificate (its name: ``CONTROLLER_NAME``)."""
         names = [x509.UniformResourceIdentifier(f"spiffe://muster/controller/{CONTROLLER_NAME}")]
         return self._own(CONTROLLER, "control", CONTROLLER_NAME, names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+
+    def operator_files(self, now: float) -> Files:
+        """Return the certificate with which the controller cuts connections at the broker (``OPERATOR_NAME``)."""
+        names = [x509.UniformResourceIdentifier(f"spiffe://muster/operator/{OPERATOR_NAME}")]
+        return self._own(OPERATING, "operator", OPERATOR_NAME, names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+
+    def held_list(self) -> Held | None:
+        """Return what is in ``list_file``; None when it is missing or broken."""
+        try:
+            lists = [x509.load_pem_x509_crl(pem) for pem in _split_lists(self.list_file.read_bytes())]
+            return Held(
+                serials=frozenset(f"{entry.serial_number:x}" for one in lists for entry in one),
+                issuers=frozenset(one.issuer.rfc4514_string() for one in lists),
+                begins=min(one.last_update_utc.timestamp() for one in lists),
+                ends=min(one.next_update_utc.timestamp() for one in lists if one.next_update_utc is not None),
+            )
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def list_issuers(self) -> frozenset[str]:
+        """Who signs the lists in ``list_file``."""
+        return frozenset(self._issuers[use].certificate.subject.rfc4514_string() for use in _CLIENTS)
+
+    def write_list(self, serials: Iterable[str], begins: float, ends: float) -> None:
+        """Write ``list_file`` in one step. ``serials`` in hex; times in seconds since 1970. Raises UnavailableError."""
+        at = _time(begins)
+        revoked = [
+            x509.RevokedCertificateBuilder().serial_number(int(serial, 16)).revocation_date(at).build()
+            for serial in sorted(serials)
+        ]
+        texts = []
+        for use in _CLIENTS:
+            issuer = self._issuers[use]
+            builder = x509.CertificateRevocationListBuilder(
+                issuer_name=issuer.certificate.subject,
+                last_update=at,
+                next_update=_time(ends),
+                revoked_certificates=revoked if use == DEVICES else [],
+            )
+            signed = (
+                builder.add_extension(x509.CRLNumber(int(begins)), critical=False)
+                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), False)
+                .sign(issuer.key, hashes.SHA256())
+            )
+            texts.append(signed.public_bytes(serialization.Encoding.PEM).decode())
+        write_public(self.list_file, "".join(texts))
 
     def server_files(self, name: str, hosts: Sequence[str], now: float) -> Files:
         """Return a server certificate for ``hosts`` (names or addresses) and for this very machine.
@@ -170,10 +232,11 @@ class Authority:
         )
         return Certificate(_pem(certificate), f"{serial:x}", now, ends.timestamp())
 
-    def _make_root(self, now: float) -> _Issuer:
+    def _make_root(self, now: float, stem: str = "root") -> _Issuer:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"muster root {secrets.token_hex(4)}")])
-        return self._keep("root", name.rfc4514_string().removeprefix("CN="), name, key, key, ROOT_YEARS, 1, now)
+        title = f"muster {stem} {secrets.token_hex(4)}"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
+        return self._keep(stem, title, name, key, key, ROOT_YEARS, 1, now)
 
     def _make_issuer(self, use: str, now: float) -> _Issuer:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -268,6 +331,14 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _split_lists(data: bytes) -> list[bytes]:
+    end = b"-----END X509 CRL-----"
+    found = [part + end for part in data.split(end)[:-1]]
+    if not found:
+        raise ValueError("no list")
+    return found
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -130,6 +130,16 @@ def is_active(connection: Connection, device: str) -> bool:
     return connection.execute(statement).one_or_none() is not None
 
 
+def revoked_certificates(connection: Connection, since: float) -> list[tuple[str, str]]:
+    """Return device and serial of each certificate of a revoked device that ends after ``since``."""
+    statement = (
+        select(certificates.c.device, certificates.c.serial)
+        .join(devices, devices.c.id == certificates.c.device)
+        .where(devices.c.revoked.is_not(None), certificates.c.expires > since)
+    )
+    return [(device, serial) for device, serial in connection.execute(statement)]
+
+
 # what a device says -------------------------------------------------------------------------------------------------
 
 

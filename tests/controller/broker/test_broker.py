@@ -7,22 +7,15 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from controller.broker.configuration import Listener
 from controller.broker.mosquitto import Mosquitto, find_program
-from controller.broker.session import Broker, Endpoint
-from controller.devices.authority import CONTROLLER_NAME, DEVICES, Authority
+from controller.devices.authority import CONTROLLER_NAME, Authority
 from controller.errors import InvalidError, UnavailableError
 from wire.codec import encode
 from wire.messages import Ack, Heartbeat, State
@@ -31,100 +24,11 @@ from wire.topics import ACK, DESIRED, HEARTBEAT, STATE, shard_of, topic_for
 WAIT = 10.0
 
 
-@dataclass
-class Identity:
-    """Certificate and key of one device on disk."""
-
-    name: str
-    certificate: Path
-    key: Path
-
-
-@dataclass
-class House:
-    """The running broker, the controller's session and what it heard."""
-
-    authority: Authority
-    mosquitto: Mosquitto
-    folder: Path
-    known: set[str] = field(default_factory=set)
-    heard: list[tuple[str, Any]] = field(default_factory=list)
-    connects: int = 0
-    broker: Broker | None = None
-
-    def identity(self, authority: Authority | None = None, device: str | None = None) -> Identity:
-        issuer = authority or self.authority
-        name = device or issuer.new_device_name()
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = issuer.issue_device(name, "default", key.public_key(), time.time())
-        files = Identity(name, self.folder / f"{name}.{id(issuer)}.pem", self.folder / f"{name}.{id(issuer)}.key")
-        files.certificate.write_text(certificate.pem + issuer.chain_pem(DEVICES))
-        files.key.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        if authority is None:
-            self.known.add(name)
-        return files
-
-    def client(self, identity: Identity | None, identifier: str | None = None) -> aiomqtt.Client:
-        context = ssl.create_default_context(cafile=str(self.authority.root_file))
-        if identity is not None:
-            context.load_cert_chain(identity.certificate, identity.key)
-        return aiomqtt.Client(
-            "127.0.0.1",
-            self.mosquitto.port,
-            identifier=identifier or (identity.name if identity else "nobody"),
-            clean_session=False,
-            tls_context=context,
-            timeout=3,
-        )
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    authority = Authority(tmp_path / "ca", time.time())
-    server = authority.server_files("mqtt", ["127.0.0.1"], time.time())
-    listener = Listener("127.0.0.1", 0, server.certificate, server.key, authority.client_roots)
-    program = find_program(os.environ, tmp_path / "data")
-    mosquitto = Mosquitto(program, tmp_path / "broker", listener, [CONTROLLER_NAME])
-    await mosquitto.start()
-    house = House(authority, mosquitto, tmp_path)
-    own = authority.controller_files(time.time())
-
-    async def hear(device: str, message: Any) -> None:
-        house.heard.append((device, message))
-
-    async def connected() -> None:
-        house.connects += 1
-
-    house.broker = Broker(
-        lambda: Endpoint("127.0.0.1", mosquitto.port, CONTROLLER_NAME, authority.root_file, own.certificate, own.key),
-        lambda device: device in house.known,
-        {State: hear, Heartbeat: hear},
-        connected,
-    )
-    task = asyncio.create_task(house.broker.run())
-    try:
-        await asyncio.wait_for(house.broker.wait_connected(), WAIT)
-        yield house
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await mosquitto.stop()
-
-
 def state(online: bool = True, session: int = 1) -> State:
     return State(online=online, boot="boot-1", session=session, agent_version="0")
 
 
-async def test_a_device_speaks_and_hears_below_its_own_name_only(house: House) -> None:
+async def test_a_device_speaks_and_hears_below_its_own_name_only(house: Any) -> None:
     assert house.broker is not None
     a, b = house.identity(), house.identity()
     got: list[str] = []
@@ -160,7 +64,7 @@ async def test_a_device_speaks_and_hears_below_its_own_name_only(house: House) -
     assert [message.session for _, message in house.heard if isinstance(message, State)] == [7]
 
 
-async def test_a_will_on_another_devices_topic_is_not_delivered(house: House) -> None:
+async def test_a_will_on_another_devices_topic_is_not_delivered(house: Any) -> None:
     a, b = house.identity(), house.identity()
     client = house.client(a)
     client._client.will_set(topic_for(STATE, b.name), encode(state(online=False)), 1, True)
@@ -172,35 +76,19 @@ async def test_a_will_on_another_devices_topic_is_not_delivered(house: House) ->
     assert all(message.online for _, message in house.heard)
 
 
-def answer(house: House, identity: Identity | None) -> bytes:
-    """Return the broker's first bytes after a CONNECT over TLS; nothing when it ends the connection."""
-    context = ssl.create_default_context(cafile=str(house.authority.root_file))
-    if identity is not None:
-        context.load_cert_chain(identity.certificate, identity.key)
-    name = (identity.name if identity else "nobody").encode()
-    body = b"\x00\x04MQTT\x04\x02\x00\x3c" + len(name).to_bytes(2, "big") + name
-    with (
-        contextlib.suppress(ssl.SSLError, ConnectionError),
-        socket.create_connection(("127.0.0.1", house.mosquitto.port), WAIT) as plain,
-        context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
-    ):
-        secure.sendall(bytes([0x10, len(body)]) + body)
-        return secure.recv(4)
-    return b""
-
-
-async def test_only_certificates_of_this_fleet_for_clients_get_in(house: House, tmp_path: Path) -> None:
+async def test_only_certificates_of_this_fleet_for_clients_get_in(house: Any, tmp_path: Path) -> None:
     good = house.identity()
     other_fleet = Authority(tmp_path / "other", time.time())
     same_name_other_ca = house.identity(other_fleet, good.name)
     server = house.authority.server_files("other", ["127.0.0.1"], time.time())
     accepted = b"\x20\x02\x00\x00"
-    a_server = Identity("s-other", server.certificate, server.key)
-    answers = [await asyncio.to_thread(answer, house, who) for who in (good, None, same_name_other_ca, a_server, good)]
+    a_server = type(good)("s-other", server.certificate, server.key)
+    everyone = (good, None, same_name_other_ca, a_server, good)
+    answers = [await asyncio.to_thread(house.answer, who) for who in everyone]
     assert answers == [accepted, b"", b"", b"", accepted]
 
 
-async def test_a_device_cannot_come_under_another_client_id(house: House) -> None:
+async def test_a_device_cannot_come_under_another_client_id(house: Any) -> None:
     assert house.broker is not None
     a, b = house.identity(), house.identity()
     async with house.client(b) as client_b, house.client(a, identifier=b.name) as client_a:
@@ -213,7 +101,7 @@ async def test_a_device_cannot_come_under_another_client_id(house: House) -> Non
         assert len(client_a.messages) == 0
 
 
-async def test_messages_that_do_not_fit_are_counted_and_dropped(house: House) -> None:
+async def test_messages_that_do_not_fit_are_counted_and_dropped(house: Any) -> None:
     assert house.broker is not None
     a, stranger = house.identity(), house.identity()
     house.known.discard(stranger.name)
@@ -238,7 +126,7 @@ async def test_messages_that_do_not_fit_are_counted_and_dropped(house: House) ->
     assert [message.session for _, message in house.heard] == [5]
 
 
-async def test_a_killed_broker_comes_back_with_the_newest_assignment(house: House) -> None:
+async def test_a_killed_broker_comes_back_with_the_newest_assignment(house: Any) -> None:
     assert house.broker is not None
     a = house.identity()
     for payload in (b"old", b"new"):
@@ -257,7 +145,7 @@ async def test_a_killed_broker_comes_back_with_the_newest_assignment(house: Hous
     assert got.payload == b"new"
 
 
-async def test_publish_says_when_it_cannot(house: House) -> None:
+async def test_publish_says_when_it_cannot(house: Any) -> None:
     assert house.broker is not None
     a = house.identity()
     with pytest.raises(InvalidError):
@@ -271,14 +159,11 @@ async def test_publish_says_when_it_cannot(house: House) -> None:
         await house.broker.publish(DESIRED, a.name, b"x")
 
 
-async def test_a_taken_port_and_a_missing_program_are_told(house: House, tmp_path: Path) -> None:
+async def test_a_taken_port_and_a_missing_program_are_told(house: Any, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        server = house.authority.server_files("mqtt", [], time.time())
-        listener = Listener(
-            "127.0.0.1", taken.getsockname()[1], server.certificate, server.key, house.authority.client_roots
-        )
+        listener = house.listener(taken.getsockname()[1])
         other = Mosquitto(find_program(os.environ, tmp_path), tmp_path / "second", listener, [CONTROLLER_NAME])
         with pytest.raises(UnavailableError) as told:
             await other.start()
@@ -288,9 +173,9 @@ async def test_a_taken_port_and_a_missing_program_are_told(house: House, tmp_pat
     assert told.value.code == "broker_missing"
 
 
-async def test_a_wrong_configuration_is_told_with_mosquittos_own_words(house: House, tmp_path: Path) -> None:
+async def test_a_wrong_configuration_is_told_with_mosquittos_own_words(house: Any, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.pem"
-    listener = Listener("127.0.0.1", 0, nothing, nothing, house.authority.client_roots)
+    listener = house.listener(certificate=nothing)
     other = Mosquitto(find_program(os.environ, tmp_path), tmp_path / "second", listener, [CONTROLLER_NAME])
     with pytest.raises(UnavailableError, match=r"nothing\.pem") as told:
         await other.start()
@@ -298,7 +183,7 @@ async def test_a_wrong_configuration_is_told_with_mosquittos_own_words(house: Ho
     await other.stop()
 
 
-async def test_a_mosquitto_left_behind_is_ended_at_the_next_start(house: House) -> None:
+async def test_a_mosquitto_left_behind_is_ended_at_the_next_start(house: Any) -> None:
     first = house.mosquitto
     assert first.pid is not None
     left = first.pid
