@@ -6,7 +6,6 @@ program's release is the floor until the next signed proof. Judges nothing (`clo
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +29,7 @@ def read_floor(directory: Path) -> float:
             at = msgspec.json.decode(file.read(_MAX_BYTES), type=_Kept).at
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return 0.0
-    return at if math.isfinite(at) and at > 0 else 0.0
+    return max(at, 0.0)
 
 
 def keep_floor(directory: Path, at: float) -> None:

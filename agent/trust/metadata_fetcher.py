@@ -57,13 +57,14 @@ class Pace:
 
 
 class MetadataFetcher(FetcherInterface):
-    """Fetches below ``origin``. The clock of ``pace`` runs from now on; close it in the end.
+    """Fetches below ``origin``, with ``token`` where one is given. The clock of ``pace`` runs from now on.
 
     received: bytes of bodies so far. last: what was asked for last.
     """
 
-    def __init__(self, origin: Origin, base_url: str, pace: Pace = Pace()) -> None:
+    def __init__(self, origin: Origin, base_url: str, pace: Pace = Pace(), token: str | None = None) -> None:
         self._origin = origin
+        self._token = token
         self._base_url = base_url
         self._pace = pace
         self._connection: http.client.HTTPConnection | None = None
@@ -124,6 +125,8 @@ class MetadataFetcher(FetcherInterface):
     def _ask(self, path: str) -> http.client.HTTPResponse:
         self._watch.allow(self._pace.window)
         headers = {"Accept-Encoding": "identity", "Accept": "application/json, */*;q=0.1"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
         try:
             if self._connection is None:
                 self._connection = connect(self._origin, self._watch.hold)

@@ -22,15 +22,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A refresh, and the targets to look up afterwards.
 
     directory: of the metadata. url: where the metadata lies. root: the root metadata that this device was given, from
-    which all newer ones must descend. earliest: seconds since 1970, a time that is past for certain (0: none is known).
-    deadline: seconds for all of it. memory_bytes: what the child may take on top of what it holds at its start; 0 for
-    no limit.
+    which all newer ones must descend. token: for the server, None where it asks for none. earliest: seconds since 1970,
+    a time that is past for certain (0: none is known). deadline: seconds for all of it. memory_bytes: what the child may
+    take on top of what it holds at its start; 0 for no limit.
     """
 
     directory: str
     url: str
     root: bytes
     ca_file: str | None = None
+    token: str | None = None
     earliest: float = 0.0
     deadline: float = 60.0
     memory_bytes: int = 0

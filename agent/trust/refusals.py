@@ -5,6 +5,7 @@
     unsigned       too few of the right keys signed it          malformed      not metadata, or not of this role
     oversized      longer than metadata may be                  bad_root       the root that the device was given is bad
     not_found      the repository lacks a file                  refused        the repository says no
+    unauthorised   this device's token is not accepted
     unreachable    nobody there, or the transfer broke off      too_slow       the time was over
     redirected     pointed elsewhere                            encoded        a body that was not asked for
     bad_ca         not the server that the fleet's CA vouches for
@@ -127,6 +128,11 @@ def _status(error: exceptions.DownloadHTTPError, role: str) -> Failure:
             code="not_found",
             message=f"{role} metadata is not in the repository ({error}); publish the repository again, or correct its "
             "address",
+        )
+    if error.status_code == 401:
+        return Failure(
+            code="unauthorised",
+            message=f"{role} metadata is not given to this device ({error}); is it still enrolled?",
         )
     return Failure(code="refused", message=f"{role} metadata is not given out: {error}; it is tried again")
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from agent.errors import DeviceError, TrustError
+from agent.errors import AgentError, DeviceError, TrustError
 from agent.trust import clock as clocks
 from agent.trust.clock import RELEASED, Clock
 from agent.trust.floor import keep_floor, read_floor
 from agent.trust.protocol import MAX_ANSWER_BYTES, MAX_PATHS, Answer, Failure, Refreshed, Request, Target
 
+Authorise = Callable[[], str | Awaitable[str]]
 MEMORY_BYTES: Final = 256 * 1024**2
 _GRACE: Final = 3.0  # seconds that the child has for starting, beyond its deadline
 _LOG_TAIL: Final = 2048
@@ -35,7 +37,9 @@ class Repository:
 
     root: root metadata, the one thing that is believed from the start (given at enrolment). ca_file: the only CA that
     the server's certificate may descend from; None for the system's. earliest: seconds since 1970, a time that is past
-    for certain. deadline: seconds for one question. memory_bytes: what the child may take beyond a bare start.
+    for certain. authorise: gives the bearer token where the server asks for one; forget: called when it was not
+    accepted, so that the next one is a fresh one. deadline: seconds for one question. memory_bytes: what the child may
+    take beyond a bare start.
     """
 
     def __init__(
@@ -46,11 +50,15 @@ class Repository:
         *,
         ca_file: Path | None = None,
         earliest: float = RELEASED,
+        authorise: Authorise | None = None,
+        forget: Callable[[], None] = lambda: None,
         deadline: float = 60.0,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._directory = directory
         self._earliest = earliest
+        self._authorise = authorise
+        self._forget = forget
         self._request = Request(
             directory=str(directory),
             url=metadata_url,
@@ -70,10 +78,23 @@ class Repository:
         if len(paths) > MAX_PATHS or any(not 0 < len(path) <= 1024 for path in paths):
             raise TrustError(f"at most {MAX_PATHS} paths of 1 to 1024 characters can be asked for at once", "malformed")
         async with self._lock:
-            answer = await _ask(msgspec.structs.replace(self._request, paths=list(paths)))
+            answer = await self._ask(list(paths))
+            if isinstance(answer, Failure) and answer.code == "unauthorised" and self._authorise is not None:
+                self._forget()
+                answer = await self._ask(list(paths))
         if isinstance(answer, Failure):
             raise TrustError(answer.message, answer.code)
         return answer
+
+    async def _ask(self, paths: list[str]) -> Answer:
+        token = None
+        if self._authorise is not None:
+            try:
+                given = self._authorise()
+                token = await given if inspect.isawaitable(given) else given
+            except AgentError as error:
+                raise TrustError(f"the signed repository cannot be asked: {error}", error.code) from error
+        return await _run(msgspec.structs.replace(self._request, paths=paths, token=token))
 
     async def target(self, path: str) -> Target | None:
         """Return what the repository says about the target ``path``, None where it has none. Raises TrustError."""
@@ -99,7 +120,7 @@ class Repository:
             raise TrustError(str(error), error.code) from error
 
 
-async def _ask(request: Request) -> Answer:
+async def _run(request: Request) -> Answer:
     """Run one child to its end. Raises TrustError ("no_verdict")."""
     try:
         child = await asyncio.create_subprocess_exec(

@@ -58,7 +58,7 @@ def answer(request: Request, now: float, pace: Pace | None = None) -> Answer:
         with _alone(directory, pace.deadline):
             mend(directory)
             base_url = request.url if request.url.endswith("/") else f"{request.url}/"
-            fetcher = MetadataFetcher(origin, base_url, pace)
+            fetcher = MetadataFetcher(origin, base_url, pace, request.token)
             client = _Client(directory, base_url, fetcher, request.root, clock.reference)
             client.refresh()
             found = {path: client.look_up(path) for path in request.paths}

@@ -43,6 +43,7 @@ class SignedRepository:
         self.served: dict[str, bytes] = {}
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
+        self.tokens: list[str | None] = []
         self.published: set[str] = set()
         root = Root(expires=self._in("root"), consistent_snapshot=True)
         for role in TOP:
@@ -63,6 +64,7 @@ class SignedRepository:
             def do_GET(self) -> None:
                 name = self.path.removeprefix("/repo/metadata/").removeprefix("/repo/targets/")
                 outer.asked.append(name)
+                outer.tokens.append(self.headers.get("Authorization"))
                 if name in outer.answers:
                     self.close_connection = True
                     try:

@@ -128,6 +128,13 @@ def test_all_files_together_have_one_deadline(device: Device, repository: Signed
     device.accepts(pace=Pace(deadline=10.0, window=5.0))
 
 
+def test_the_deadline_ends_a_single_answer_too(device: Device, repository: SignedRepository) -> None:
+    repository.answers["timestamp.json"] = silent
+    begun = time.monotonic()
+    assert device.refuses(pace=Pace(deadline=0.5, window=30.0)).code == "too_slow"
+    assert time.monotonic() - begun < 4.0
+
+
 def test_one_connection_serves_a_whole_refresh(device: Device, repository: SignedRepository) -> None:
     accepted: list[object] = []
     real = repository.server.process_request

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.errors import TrustError
+from agent.errors import TrustError, UnreachableError
 from agent.trust import child, repository
 from agent.trust.clock import FAR_AHEAD, RELEASED
 from agent.trust.floor import read_floor
@@ -75,6 +75,43 @@ async def test_numbers_that_no_register_holds_are_carried_over(ours: Repository,
     target = told.found["x"]
     assert target is not None
     assert (told.targets, target.length) == (10**30, 10**30)
+
+
+async def test_a_server_that_asks_for_a_token_gets_one_and_once_a_fresh_one(
+    tmp_path: Path, signed: SignedRepository
+) -> None:
+    tokens = ["old", "new", "newer"]
+
+    def guarded(handler: Any) -> None:
+        status = 401 if handler.headers["Authorization"] == "Bearer old" else 404
+        handler.send_response(status)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    async def authorise() -> str:
+        return tokens[0]
+
+    signed.answers["2.root.json"] = guarded
+    made = Repository(
+        tmp_path / "trust", signed.url, signed.first_root, authorise=authorise, forget=lambda: tokens.pop(0)
+    )
+    await made.refresh()
+    assert signed.tokens == ["Bearer old", *["Bearer new"] * 4]
+    tokens[:] = ["old", "old"]
+    with pytest.raises(TrustError) as caught:
+        await made.refresh()
+    assert caught.value.code == "unauthorised"
+
+
+async def test_without_a_token_to_be_had_nobody_is_asked(tmp_path: Path, signed: SignedRepository) -> None:
+    async def away() -> str:
+        raise UnreachableError("the controller is away", "unreachable")
+
+    made = Repository(tmp_path / "trust", signed.url, signed.first_root, authorise=away)
+    with pytest.raises(TrustError) as caught:
+        await made.refresh()
+    assert caught.value.code == "unreachable"
+    assert signed.asked == []
 
 
 async def test_questions_at_once_wait_for_each_other(ours: Repository) -> None:
