@@ -36,4 +36,11 @@ def keep_floor(directory: Path, at: float) -> None:
     """Keep ``at`` unless the floor is as high already, give or take an hour. Raises DeviceError."""
     if at >= read_floor(directory) + _STEP:
         durable.make_directory(directory, "trust.mkdir")
+        make_way(directory / NAME)
         durable.write_atomic(directory / NAME, msgspec.json.encode(_Kept(at=at)), "trust.floor")
+
+
+def make_way(file: Path) -> None:
+    """Remove a directory that stands where ``file`` belongs: broken file systems bring such things about."""
+    if file.is_dir() and not file.is_symlink():
+        durable.remove_tree(file, "trust.sweep")

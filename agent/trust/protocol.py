@@ -23,8 +23,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     directory: of the metadata. url: where the metadata lies. root: the root metadata that this device was given, from
     which all newer ones must descend. token: for the server, None where it asks for none. earliest: seconds since 1970,
-    a time that is past for certain (0: none is known). deadline: seconds for all of it. memory_bytes: what the child may
-    take on top of what it holds at its start; 0 for no limit.
+    a time that is past for certain (0: none is known). deadline: seconds for all of it. memory_bytes: what the child
+    may take on top of what it holds at its start; 0 for no limit.
     """
 
     directory: str

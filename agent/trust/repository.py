@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from agent.durable import CRASH_VARIABLE
 from agent.errors import AgentError, DeviceError, TrustError
 from agent.trust import clock as clocks
 from agent.trust.clock import RELEASED, Clock
@@ -111,13 +112,19 @@ class Repository:
     def has_come(self, at: float) -> None:
         """Raise the floor to ``at`` (seconds since 1970), which a document under a pinned key called now.
 
-        Never above what the clock shows by more than ``clock.FAR_AHEAD``. Raises TrustError when it cannot be kept.
+        Never further than ``clock.FAR_AHEAD`` beyond what the clock shows or the release, whichever is later: a key in
+        the wrong hands makes installs wait for no longer. Raises TrustError when it cannot be kept.
         """
-        limit = max(time.time(), self.clock().floor) + clocks.FAR_AHEAD
+        limit = max(time.time(), self._earliest) + clocks.FAR_AHEAD
         try:
             keep_floor(self._directory, clocks.raised(0.0, at, (limit,)))
         except DeviceError as error:
             raise TrustError(str(error), error.code) from error
+
+
+def _environment() -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if name != CRASH_VARIABLE}  # it counts in the agent
+    return ours | {"MALLOC_ARENA_MAX": "1"}
 
 
 async def _run(request: Request) -> Answer:
@@ -132,7 +139,7 @@ async def _run(request: Request) -> Answer:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the agent's business
             limit=MAX_ANSWER_BYTES,
-            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+            env=_environment(),
         )
     except OSError as error:
         raise TrustError(f"a refresh cannot be started: {error}; is memory short?", "no_verdict") from error

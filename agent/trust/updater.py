@@ -24,7 +24,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from agent import durable
 from agent.errors import AgentError, DeviceError, TrustError
 from agent.trust import clock as clocks
-from agent.trust.floor import keep_floor, read_floor
+from agent.trust.floor import keep_floor, make_way, read_floor
 from agent.trust.metadata_fetcher import Fetched, MetadataFetcher, Pace
 from agent.trust.origin import parse_origin
 from agent.trust.protocol import Answer, Failure, Refreshed, Request, Target
@@ -86,11 +86,8 @@ def mend(directory: Path) -> None:
     """Make the directory and remove what a kill left in it. Raises DeviceError."""
     durable.make_directory(directory, "trust.mkdir")
     durable.make_directory(directory / _HISTORY, "trust.mkdir")
-    for path in (*directory.iterdir(), *(directory / _HISTORY).iterdir()):
-        if path.name.startswith("tmp") or (path.name.startswith(".") and path.name.endswith(".new")):
-            durable.remove(path, "trust.sweep")
-        elif path.suffix == ".json" and path.is_dir() and not path.is_symlink():
-            durable.remove_tree(path, "trust.sweep")
+    for path in (*directory.glob(".*.json.new"), *(directory / _HISTORY).glob(".*.json.new")):
+        durable.remove(path, "trust.sweep")
 
 
 class _Client(Updater):
@@ -122,12 +119,14 @@ class _Client(Updater):
         with contextlib.suppress(OSError):
             if path.read_bytes() == data:  # the root that was given, at each start: spare the flash
                 return
+        make_way(path)
         durable.write_atomic(path, data, "trust.metadata")
 
     def _update_root_symlink(self) -> None:
         link = Path(self._dir) / "root.json"
         current = f"{_HISTORY}/{self._trusted_set.root.version}.root.json"
         if not link.is_symlink() or str(link.readlink()) != current:
+            make_way(link)
             durable.switch_link(link, current, "trust.root")
 
 

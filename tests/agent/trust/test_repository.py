@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,12 @@ def ours(tmp_path: Path, signed: SignedRepository) -> Repository:
 
 
 def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "agent.trust.child" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "agent.trust.child" in process.cmdline():
+                found.append(process)
+    return found
 
 
 async def test_a_refresh_and_several_targets_in_one_question(ours: Repository, signed: SignedRepository) -> None:
@@ -115,8 +121,13 @@ async def test_without_a_token_to_be_had_nobody_is_asked(tmp_path: Path, signed:
 
 
 async def test_questions_at_once_wait_for_each_other(ours: Repository) -> None:
-    told = await asyncio.gather(*(ours.refresh() for _ in range(3)))
-    assert {answer.timestamp for answer in told} == {1}
+    asked = asyncio.gather(*(ours.refresh() for _ in range(3)))
+    most = 0
+    while not asked.done():
+        most = max(most, len(children()))
+        await asyncio.sleep(0.01)
+    assert {answer.timestamp for answer in await asked} == {1}
+    assert most == 1
 
 
 async def test_a_child_that_gives_no_verdict_is_ended(
@@ -132,15 +143,17 @@ async def test_a_child_that_gives_no_verdict_is_ended(
 
 
 async def test_cancelling_ends_the_child(ours: Repository, signed: SignedRepository) -> None:
-    signed.answers["timestamp.json"] = lambda _handler: time.sleep(5)
+    signed.answers["timestamp.json"] = lambda _handler: time.sleep(60)
     task = asyncio.create_task(ours.refresh())
     async with asyncio.timeout(10):
         while "timestamp.json" not in signed.asked:
             await asyncio.sleep(0.01)
     assert len(children()) == 1
+    begun = time.monotonic()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert time.monotonic() - begun < 5.0
     assert children() == []
 
 
@@ -176,8 +189,9 @@ def test_a_time_that_the_controller_signed_raises_the_floor_within_reason(ours: 
     ours.has_come(now + 86_400)
     assert ours.clock(now).suspect
     assert read_floor(tmp_path / "trust") == now + 86_400
-    ours.has_come(1e15)
-    assert read_floor(tmp_path / "trust") < now + 3 * FAR_AHEAD
+    for _ in range(3):
+        ours.has_come(1e15)
+    assert read_floor(tmp_path / "trust") <= time.time() + FAR_AHEAD
     ours.has_come(5.0)
     ours.has_come(-1.0)
 

@@ -108,12 +108,14 @@ def test_a_target_may_have_any_known_hashes(client: Client, algorithms: list[str
     assert client.downloaded() == {"x": BODY}
 
 
-@pytest.mark.parametrize("path", ["..", "."])
-def test_a_target_cannot_leave_its_directory(client: Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["..", ".", "x" * 201])
+def test_a_target_cannot_leave_its_directory(client: Client, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     client.repository.add("targets", path, BODY)
     client.repository.release("targets")
     assert client.init() == 0
     assert client.download(path) == 1
+    assert "malformed" in capsys.readouterr().err
+    assert not [asked for asked in client.repository.asked if not asked.endswith(".json")]
 
 
 def test_a_bad_root_is_refused_and_nobody_is_asked(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
