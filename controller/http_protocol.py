@@ -8,9 +8,12 @@ application.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import asyncio
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from controller.joined_writes import JoinedWrites
 
 MAX_STRAY: Final = 64 * 1024  # bytes of a request's head, or of anything else that is neither head nor body
 MAX_DROPPED: Final = 64 * 1024 * 1024  # bytes of a refused body
@@ -27,6 +30,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._moved = False
         self._heads = 0
         self._waited_for = -1
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection; a WebSocket that it becomes gets the same transport."""
+        super().connection_made(cast(asyncio.Transport, JoinedWrites(transport, self.loop)))
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and count it when no request came of it."""

@@ -51,12 +51,24 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Ask ``device``; wait ``timeout`` seconds while nothing of the request or its answer moves, ``limit`` in all."""
+    """Ask ``device``; wait ``timeout`` seconds while nothing of the request or its answer moves, ``limit`` in all.
+
+    others: how many more could be asked.
+    """
 
     device: str
     timeout: float
     limit: float
-    reason: str
+    others: int
+
+    @property
+    def reason(self) -> str:
+        """Why so long, in words."""
+        if not self.others:
+            return "the last candidate: it has all the time that is left"
+        if self.timeout == self.limit:
+            return "half of the time that is left, so that one more try fits"
+        return f"{self.timeout * 1000:.0f} ms, then another of {self.others} is asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +106,23 @@ def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float
     remaining = deadline - now
     if remaining < MIN_TRY:
         return GiveUp(504, f"no device answered within the deadline ({_story(tried) or 'none was asked in time'})")
-    outcomes = [one.outcome for one in tried]
-    if outcomes.count(Outcome.LOST) >= MAX_LOST:
-        return GiveUp(502, f"devices vanished while they worked on this request, no more are asked ({_story(tried)})")
-    if outcomes.count(Outcome.FAILED) >= MAX_FAILED:
-        return GiveUp(500, f"devices failed on this request, no more are asked ({_story(tried)})")
-    seen = {one.device for one in tried}
-    left = [candidate for candidate in ranked if candidate.device not in seen and not candidate.full]
+    left = ranked
+    if tried:
+        outcomes = [one.outcome for one in tried]
+        if outcomes.count(Outcome.LOST) >= MAX_LOST:
+            return GiveUp(502, f"devices vanished with this request in hand, no more are asked ({_story(tried)})")
+        if outcomes.count(Outcome.FAILED) >= MAX_FAILED:
+            return GiveUp(500, f"devices failed on this request, no more are asked ({_story(tried)})")
+        seen = {one.device for one in tried}
+        left = [candidate for candidate in ranked if candidate.device not in seen]
+    left = [candidate for candidate in left if not candidate.full]
     if not left:
         return _exhausted(tried, ranked)
-    chosen = left[0]
-    if len(left) == 1:
-        return Try(chosen.device, remaining, remaining, "the last candidate: it has all the time that is left")
-    wanted, half = patience(chosen.p99, chosen.score), remaining / 2
-    if wanted <= half:
-        return Try(chosen.device, wanted, half, f"{wanted * 1000:.0f} ms, then another of {len(left) - 1} is asked")
-    return Try(chosen.device, half, half, "half of the time that is left, so that one more try fits")
+    chosen, others = left[0], len(left) - 1
+    if not others:
+        return Try(chosen.device, remaining, remaining, 0)
+    half = remaining / 2
+    return Try(chosen.device, min(patience(chosen.p99, chosen.score), half), half, others)
 
 
 def _exhausted(tried: Sequence[Tried], ranked: Sequence[Candidate]) -> GiveUp:

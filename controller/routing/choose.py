@@ -84,11 +84,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """drawn: devices looked at; kept: of many devices, how many are returned; searched: how many more are looked at
-    when all drawn are suspect or full."""
+    when all drawn are suspect or full; explored: the share of requests, at most, that a device gets first which looks
+    slower, so that one which has become fast is found out; exploring_cost: by how much of the expected delay this may
+    lengthen it, on average."""
 
     drawn: int = 8
     kept: int = 5
     searched: int = 64
+    explored: float = 1 / 128  # below one in a hundred: the 99th percentile does not notice
+    exploring_cost: float = 0.02
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +107,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     suspect: bool
     full: bool
     p99: float | None
+    explored: bool = False
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -112,6 +117,8 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
             words.append("suspect: it was silent or too slow a short while ago")
         if self.full:
             words.append("full: it has as many requests as it may have")
+        if self.explored:
+            words.append("first although another looks faster: whether it still is slow shows only when it is asked")
         return tuple(words)
 
 
@@ -120,7 +127,7 @@ def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candid
 
     The order: healthy before suspect before full; then the expected delay (work in hand times the device's own
     median) in classes that double, so that small differences in speed do not send everything to one device; then
-    the work in hand; then chance.
+    the work in hand; then chance. Once in a while a healthy device of a slower class comes first (``policy.explored``).
     """
     standings = view.eligible(request.tenant, request.model, request.version)
     count = len(standings)
@@ -137,12 +144,15 @@ def rank(request: Request, view: View, policy: Policy, rng: Rng) -> tuple[Candid
             healthy = _search(standings, now, start, min(policy.searched, count))
             rows = _weigh([*drawn, *healthy], now, draw) if healthy else rows
         del rows[policy.kept :]
+    explored = len(rows) > 1 and draw() < policy.explored and _explore(rows, policy, draw)
     p99 = view.p99(request.tenant, request.model)
-    candidates = []
+    candidates: list[Candidate] = []
     for tier, _, _, _, score, standing in rows:
         live = standing.live
-        suspect = live.suspect_until > now
-        candidates.append(Candidate(live.device, score, live.outstanding, standing.queued, suspect, tier == _FULL, p99))
+        suspect, first = live.suspect_until > now, explored and not candidates
+        candidates.append(
+            Candidate(live.device, score, live.outstanding, standing.queued, suspect, tier == _FULL, p99, first)
+        )
     return tuple(candidates)
 
 
@@ -164,6 +174,20 @@ def _weigh(standings: Sequence[Standing], now: float, draw: Callable[[], float])
         rows.append((tier, int(score / best).bit_length(), work, draw(), score, standing))
     rows.sort(key=_ORDER)
     return rows
+
+
+def _explore(rows: list[_Row], policy: Policy, draw: Callable[[], float]) -> bool:
+    """Put a healthy device of a slower class first, unless that would cost too much; return whether it was done."""
+    tier, usual, _, _, score, _ = rows[0]
+    slower = [place for place, row in enumerate(rows) if row[0] == tier == _HEALTHY and row[1] > usual]
+    if not slower:
+        return False
+    place = slower[int(draw() * len(slower))]
+    longer = rows[place][4] / score - 1  # above 0: it is of a slower class
+    if draw() * policy.explored * longer >= policy.exploring_cost:
+        return False
+    rows.insert(0, rows.pop(place))
+    return True
 
 
 def _search(standings: Sequence[Standing], now: float, start: int, steps: int) -> list[Standing]:

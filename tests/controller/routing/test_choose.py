@@ -74,6 +74,26 @@ def test_a_small_difference_in_speed_does_not_send_everything_to_one_device():
     assert min(first.values()) > 20
 
 
+@pytest.mark.parametrize("slowness", [3.0, 30.0, 300.0])
+def test_a_slower_device_is_tried_again_now_and_then_at_a_bounded_cost(slowness):
+    fleet, rng = Fleet([Stands("fast", service=0.01), Stands("slow", service=0.01 * slowness)]), random.Random(3)
+    requests = 100_000
+    firsts = [rank(REQUEST, fleet, Policy(), rng)[0] for _ in range(requests)]
+    explored = [one for one in firsts if one.device == "slow"]
+    assert 0 < len(explored) <= requests / 100
+    assert sum(one.score for one in firsts) < 0.01 * requests * 1.04  # 2 % and the luck of the draw
+    assert all("although another looks faster" in one.reasons[-1] for one in explored)
+    assert not any("although" in reason for one in firsts if one.device == "fast" for reason in one.reasons)
+
+
+@pytest.mark.parametrize(
+    "other", [Stands("b", service=1.0, suspect_until=NOW + 1), Stands("b", service=1.0, outstanding=100)]
+)
+def test_neither_a_suspect_nor_a_full_device_is_explored(other):
+    fleet, rng = Fleet([Stands("a", service=0.01), other]), random.Random(3)
+    assert {rank(REQUEST, fleet, Policy(explored=1.0, exploring_cost=1e9), rng)[0].device for _ in range(100)} == {"a"}
+
+
 def test_a_candidate_says_why():
     (one,) = rank(
         REQUEST, Fleet([Stands("a", outstanding=2, queued=1, suspect_until=NOW + 1)]), Policy(), random.Random(1)
