@@ -29,12 +29,12 @@ from controller.errors import (
 )
 from controller.http_protocol import MAX_DROPPED
 from controller.routing.attempt import RETRY_AFTER, GiveUp
+from controller.routing.budget import Budget
 from controller.routing.fleet_view import FleetView
 from controller.routing.forward import Delivered, Forwarder, Order
 from controller.routing.hub import PATH, Hub, refuse
 from controller.routing.metrics import CONTENT_TYPE, Metrics
 from controller.routing.request import GoneError, Head, Target, parse_target, read_body, read_head, request_id_of
-from controller.routing.streams import Budget
 from controller.routing.waiting import ClientWatch
 from controller.tenants.access import Denied, Principal, allowed
 from wire.version import __version__
@@ -169,7 +169,7 @@ class Gateway:
     ) -> int:
         """Have the request answered by a device, send its answer on and return the status."""
         deadline = started + head.seconds
-        body, reserved = await read_body(receive, head, self._max_body_bytes, self._budget, deadline)
+        body, reserved = await read_body(receive, head, self._max_body_bytes, self._budget, tenant, deadline)
         request_id = head.request_id or f"{self._id_prefix}-{next(self._ids):x}"
         watch = ClientWatch(receive)
         try:
@@ -185,6 +185,9 @@ class Gateway:
             )
             result = await self._forwarder.deliver(order, watch)
             watch.stop()
+            del order, body  # a client that is slow to take its answer must not hold its request as well
+            self._budget.give(tenant, reserved)
+            reserved = 0
             if isinstance(result, GiveUp):
                 headers = _retry(result.retry_after, request_id)
                 await _send_json(send, result.status, {"error": result.reason}, headers)
@@ -194,7 +197,7 @@ class Gateway:
             return result.stream.head.status
         finally:
             watch.stop()
-            self._budget.give(reserved)
+            self._budget.give(tenant, reserved)
 
     async def _authenticated(self, head: Head) -> Principal:
         if head.token is None:

@@ -20,12 +20,12 @@ import uvicorn
 from controller.errors import InvalidError
 from controller.http_protocol import BoundedHttp
 from controller.listening import Server, allow_connections, listen
+from controller.routing.budget import Budget
 from controller.routing.fleet_view import FleetView
 from controller.routing.forward import Forwarder
 from controller.routing.front import Gateway
 from controller.routing.hub import Hub
 from controller.routing.metrics import Metrics
-from controller.routing.streams import Budget
 from wire.tunnel import MAX_FRAME
 
 MAX_TUNNELS: Final = 20_000

@@ -17,17 +17,18 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from controller.errors import ControllerError, InvalidError, UnauthenticatedError, UnavailableError
+from controller.routing.budget import Budget
 from controller.routing.credential import admit, claimed_device
 from controller.routing.fleet_view import FleetView
 from controller.routing.metrics import Metrics
 from controller.routing.standings import LiveDevice
-from controller.routing.streams import Budget
 from controller.routing.tunnels import MAX_STREAMS, REPLACED, REVOKED, SILENT, Tunnel
 from wire.tunnel import SUBPROTOCOL, Status
 
 PATH: Final = "/tunnel"
 SUSPECT_AFTER: Final = 1.5  # seconds; a status comes each second (wire 9.4)
 CLOSED_AFTER: Final = 3.0
+CONTESTED: Final = 3  # times in a row that a tunnel which was well is replaced: no network does that
 _TICK: Final = 0.25
 
 log = structlog.get_logger()
@@ -76,6 +77,7 @@ class Hub:
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": []})
         older = self._tunnels.get(device)  # from here to its replacement nothing waits: there is never a gap
         if older is not None:
+            self._note_contest(older, tunnel, scope, now)
             older.close(REPLACED, "a newer tunnel of this device replaced this one", replaced=True)
         self._tunnels[device] = tunnel
         self._metrics.tunnels.inc()
@@ -133,6 +135,18 @@ class Hub:
         if not tunnel.closed:
             tunnel.status = status
             self._view.standings.apply(tunnel.live, status)
+
+    def _note_contest(self, older: Tunnel, newer: Tunnel, scope: Scope, now: float) -> None:
+        """Tell when two agents take the tunnel from each other, as they do when a device's disk was copied."""
+        if now - older.live.last_heard < SUSPECT_AFTER:
+            newer.contested = older.contested + 1
+        if newer.contested == CONTESTED:
+            log.warning(
+                "two agents seem to use the identity of one device: was its disk copied? Enrol one of them anew, under "
+                "an empty data directory",
+                device=newer.live.device,
+                peer=scope.get("client"),
+            )
 
     def _closed(self, tunnel: Tunnel) -> None:
         self._view.standings.remove(tunnel.live)

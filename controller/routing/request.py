@@ -14,7 +14,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope
 
 from controller.errors import ControllerError, InvalidError, TooLargeError, TooManyError
-from controller.routing.streams import Budget
+from controller.routing.budget import Budget
 
 DEFAULT_DEADLINE: Final = 10.0  # seconds
 MAX_DEADLINE: Final = 120.0
@@ -107,7 +107,9 @@ def read_head(scope: Scope) -> Head:
     return Head(token, request_id, seconds, length, forwarded)
 
 
-async def read_body(receive: Receive, head: Head, limit: int, budget: Budget, deadline: float) -> tuple[bytes, int]:
+async def read_body(
+    receive: Receive, head: Head, limit: int, budget: Budget, tenant: str, deadline: float
+) -> tuple[bytes, int]:
     """Return the body and the bytes that were reserved for it in ``budget``; the caller gives them back.
 
     Raises TooLargeError, TooManyError, SlowError (loop time ``deadline`` passed) and GoneError; nothing stays reserved.
@@ -115,20 +117,20 @@ async def read_body(receive: Receive, head: Head, limit: int, budget: Budget, de
     if head.length is not None and head.length > limit:
         raise _too_large(limit)
     reserved = head.length or 0
-    if not budget.take(reserved):
+    if not budget.take(tenant, reserved):
         raise _no_room()
     try:
         message = await _first(receive, deadline)
         body = message["body"]
         if not message["more_body"]:
             if len(body) > reserved:
-                reserved = _grow(budget, reserved, len(body), limit)
+                reserved = _grow(budget, tenant, reserved, len(body), limit)
             return body, reserved
         whole = bytearray(body)
         async with asyncio.timeout_at(deadline):
             while True:
                 if len(whole) > reserved:
-                    reserved = _grow(budget, reserved, len(whole), limit)
+                    reserved = _grow(budget, tenant, reserved, len(whole), limit)
                 if not message["more_body"]:
                     return bytes(whole), reserved
                 message = await receive()
@@ -136,7 +138,7 @@ async def read_body(receive: Receive, head: Head, limit: int, budget: Budget, de
                     raise GoneError("the client went away")
                 whole += message["body"]
     except BaseException as error:
-        budget.give(reserved)
+        budget.give(tenant, reserved)
         if isinstance(error, TimeoutError):
             raise SlowError("the request did not arrive before its deadline", "slow_client") from error
         raise
@@ -150,11 +152,11 @@ async def _first(receive: Receive, deadline: float) -> Message:
     return message
 
 
-def _grow(budget: Budget, reserved: int, needed: int, limit: int) -> int:
+def _grow(budget: Budget, tenant: str, reserved: int, needed: int, limit: int) -> int:
     """Reserve up to ``needed`` bytes for a body of unknown length; returns what is reserved then."""
     if needed > limit:
         raise _too_large(limit)
-    if not budget.take(needed - reserved):
+    if not budget.take(tenant, needed - reserved):
         raise _no_room()
     return needed
 
@@ -164,7 +166,7 @@ def _too_large(limit: int) -> TooLargeError:
 
 
 def _no_room() -> TooManyError:
-    return TooManyError("the gateway holds as many bytes of requests as it may: try again", "gateway_full")
+    return TooManyError("the gateway holds as many bytes of this tenant as it may: try again", "gateway_full")
 
 
 def _deadline(value: bytes) -> float:

@@ -103,6 +103,8 @@ class Standings:
             if len(self._windows) >= MAX_WINDOWS:
                 self._windows.popitem(last=False)
             window = self._windows[key] = LatencyWindow()
+        else:
+            self._windows.move_to_end(key)  # the one that was used least recently makes room
         window.add(seconds)
 
     def apply(self, live: LiveDevice, status: Status) -> None:

@@ -1,4 +1,4 @@
-"""One request in a tunnel: what goes out of it, what came back, and the bytes that all requests may hold.
+"""One request in a tunnel: what goes out of it, and what came back.
 
 Invariant: a stream is settled exactly once; the room of its answer is reserved before it is kept, and returned once. A
 request's frames are made one at a time, when it is their turn. Writes nothing and reads nothing (`tunnels.py`).
@@ -14,27 +14,6 @@ from wire.tunnel import CHUNK, Frame, Kind, ResponseHead, encode_frame
 
 if TYPE_CHECKING:
     from controller.routing.tunnels import Tunnel
-
-
-class Budget:
-    """Bytes of bodies that the whole gateway may hold at once."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Reserve ``size`` bytes; False, and nothing reserved, when they do not fit."""
-        if self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        """Return ``size`` reserved bytes."""
-        self.used -= size
 
 
 class Stream:
@@ -77,14 +56,14 @@ class Stream:
 
     def reserve(self, size: int) -> bool:
         """Reserve room for an answer of ``size`` bytes."""
-        if not self.tunnel.budget.take(size):
+        if not self.tunnel.budget.take(self.tunnel.live.tenant, size):
             return False
         self._reserved += size
         return True
 
     def release(self) -> None:
         """Return the room of the answer: nobody reads it any more."""
-        self.tunnel.budget.give(self._reserved)
+        self.tunnel.budget.give(self.tunnel.live.tenant, self._reserved)
         self._reserved = 0
 
 

@@ -17,8 +17,9 @@ import structlog
 from starlette.types import Message, Receive, Send
 
 from controller.routing.attempt import Outcome
+from controller.routing.budget import Budget
 from controller.routing.standings import LiveDevice
-from controller.routing.streams import Budget, Outgoing, Stream
+from controller.routing.streams import Outgoing, Stream
 from wire.errors import MalformedError
 from wire.tunnel import MAX_HEAD, Frame, Kind, RequestHead, ResponseHead, Status, decode_frame, encode_frame
 
@@ -56,7 +57,9 @@ class Tunnel:
         self.live = live
         self.budget = budget
         self.status = Status(models=[])
+        self._said = b""
         self.replaced = False
+        self.contested = 0  # tunnels of this device in a row that were replaced while they were well
         self.closed = False
         self._send = send
         self._max_answer = max_answer
@@ -202,10 +205,13 @@ class Tunnel:
             elif frame.kind is Kind.RESPONSE:
                 self._on_late()
         elif frame.kind is Kind.STATUS and frame.stream == 0:
+            if frame.head == self._said:  # most devices say the same each second
+                return
             try:
                 self.status = _decode_status(frame.head)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise MalformedError(f"status: {error}") from error
+            self._said = frame.head
             self._on_status(self, self.status)
         else:
             raise MalformedError(f"a device may not send {frame.kind.name} on stream {frame.stream}")
@@ -220,7 +226,7 @@ class Tunnel:
                 head = _decode_response(frame.head)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 return stream.end(Outcome.BROKEN, f"head: {error}")
-            if head.status < 200 or head.status in (204, 304):
+            if head.status < 200 or head.status in (204, 205) or 300 <= head.status < 400:
                 return stream.end(Outcome.BROKEN, f"status {head.status}, where an answer with a body belongs")
             if head.body_bytes > self._max_answer:
                 return stream.end(Outcome.BROKEN, f"{head.body_bytes} bytes, at most {self._max_answer} are allowed")

@@ -64,6 +64,10 @@ async def informational(device, asked):
     await device.answer(asked.stream, 101)
 
 
+async def elsewhere(device, asked):
+    await device.answer(asked.stream, 302, b"{}", {"location": "https://example.org"})
+
+
 async def garbage(device, asked):
     await device.socket.send(os.urandom(300))
 
@@ -106,6 +110,7 @@ async def huge_frame(device, asked):
         body_first,
         bad_head,
         informational,
+        elsewhere,
         garbage,
         text_message,
         never_opened,

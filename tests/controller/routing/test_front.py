@@ -254,3 +254,40 @@ class TestBounded:
         assert answer.headers["retry-after"] == "1"
         assert (await first).status_code == 504
         assert await house.metric("muster_gateway_body_bytes") == 0
+
+    async def test_one_tenant_does_not_take_all_of_it(self, house):
+        async def silent(device, asked):
+            await asyncio.Event().wait()
+
+        device = await house.join(respond=silent)
+        await house.join(tenant="other")
+        large = b"x" * (11 * 1024 * 1024)
+        first = asyncio.create_task(house.infer(large, muster_deadline_ms="1500"))
+        async with asyncio.timeout(5):
+            while not device.asked:
+                await asyncio.sleep(0.005)
+        assert (await house.infer(b"x" * (5 * 1024 * 1024))).json()["code"] == "gateway_full"
+        others = f"Bearer {house.make_token('operator', 'other')}"
+        assert (await house.infer(b"x" * (2 * 1024 * 1024), Authorization=others)).status_code == 200
+        await first
+
+    async def test_a_client_that_does_not_take_its_answer_holds_its_request_no_longer(self, house, eventually):
+        async def large(device, asked):
+            await device.answer(asked.stream, 200, b"y" * (6 * 1024 * 1024))
+
+        await house.join(respond=large)
+        await house.until_ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port, limit=1024)
+        body = b"x" * (4 * 1024 * 1024)
+        writer.write(
+            f"POST {INFER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {house.token}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert b" 200 " in await reader.readline()
+
+        async def only_the_answer() -> bool:
+            return await house.metric("muster_gateway_body_bytes") == 6 * 1024 * 1024
+
+        await eventually(only_the_answer)
+        writer.close()

@@ -10,6 +10,7 @@ import websockets
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from controller.routing import gateway
+from controller.routing.hub import CONTESTED
 from wire.envelope import DEVICE_SESSION
 from wire.tunnel import SUBPROTOCOL
 
@@ -120,6 +121,19 @@ async def test_a_device_that_comes_while_the_gateway_stops_is_told_so(house, mak
     status, body = await refused(house, "Bearer " + make_credential(other.id, other.key))
     assert (status, b"stopping" in body) == (503, True)
     await request
+
+
+async def test_two_agents_with_one_identity_are_told(house, capsys):
+    device = await house.join()
+    for _ in range(CONTESTED):
+        twin = type(device)(device.id, device.key, device.url)
+        house.devices.append(twin)
+        assert "was its disk copied" not in capsys.readouterr().out
+        await twin.connect()
+        await asyncio.wait_for(device.closed.wait(), 5)
+        device = twin
+    await house.until_tunnels(1)
+    assert "was its disk copied" in capsys.readouterr().out
 
 
 async def test_devices_of_another_tenant_are_not_asked(house):

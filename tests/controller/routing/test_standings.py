@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.routing import standings as module
 from controller.routing.choose import Policy, Request, rank
 from controller.routing.standings import SUSPECT_MAX, LatencyWindow, LiveDevice, Standings
 from wire.tunnel import ServedModel, Status
@@ -123,3 +124,13 @@ def test_percentile_needs_enough_answers():
     for _ in range(16):
         window.add(2.0)
     assert window.p99 == 2.0
+
+
+def test_the_window_of_a_model_in_use_stays_when_many_others_come(monkeypatch):
+    monkeypatch.setattr(module, "MAX_WINDOWS", 10)
+    standings = Standings()
+    for number in range(200):
+        standings.record("t", "used", 0.5)
+        standings.record("t", f"once-{number}", 0.001)
+    assert standings.p99("t", "used") == 0.5
+    assert standings.p99("t", "once-0") is None

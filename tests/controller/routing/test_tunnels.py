@@ -9,10 +9,10 @@ import pytest
 
 from controller.routing import tunnels
 from controller.routing.attempt import Outcome
+from controller.routing.budget import Budget
 from controller.routing.standings import LiveDevice
-from controller.routing.streams import Budget
 from controller.routing.tunnels import Tunnel
-from wire.tunnel import CHUNK, Frame, Kind, RequestHead, ResponseHead, decode_frame, encode_frame
+from wire.tunnel import CHUNK, Frame, Kind, RequestHead, ResponseHead, Status, decode_frame, encode_frame
 
 
 class Far:
@@ -211,13 +211,31 @@ async def test_an_answer_that_nobody_asked_for_closes_the_tunnel(tunnel, far, la
 
 
 async def test_an_answer_for_which_there_is_no_room_is_refused(tunnel, far):
-    assert tunnel.budget.take(10 * 1024**2 - 3)
+    assert tunnel.budget.take("other", 10 * 1024**2 * 3 // 4)
+    assert tunnel.budget.take("t", 10 * 1024**2 * 3 // 16 - 3)
+    before = tunnel.budget.used
     stream = tunnel.open(head(0), b"")
     far.say(answer(1, b"abcd"))
     assert await asyncio.wait_for(stream.done, 5) is Outcome.SATURATED
     tunnel.drop(stream)
     stream.release()
-    assert tunnel.budget.used == 10 * 1024**2 - 3
+    assert tunnel.budget.used == before
+
+
+async def test_a_status_is_looked_at_when_it_differs(far):
+    said = []
+    made = Tunnel(
+        LiveDevice("d-a", "t", 128, 0.0), far.send, Budget(10), max_answer=1,
+        on_status=lambda tunnel, status: said.append(status.draining), on_close=lambda tunnel: None,
+        on_late=lambda: None,
+    )  # fmt: skip
+    task = asyncio.create_task(made.run(far.said.get))
+    for draining in (False, False, True, True, False):
+        far.say(Frame(Kind.STATUS, 0, msgspec.json.encode(Status(models=[], draining=draining))))
+    await settle()
+    assert said == [False, True, False]
+    made.close(1000, "the test is over")
+    await asyncio.wait_for(task, 5)
 
 
 async def test_a_closed_tunnel_takes_nothing_and_settles_everything(tunnel, far):
