@@ -5,7 +5,7 @@ Invariant: knows nothing of TUF's library, so that the agent can speak it withou
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -13,9 +13,11 @@ from msgspec import Meta
 from agent.trust.clock import Clock
 
 Path = Annotated[str, Meta(min_length=1, max_length=1024)]
-MAX_PATHS = 64
-MAX_REQUEST_BYTES = 2 * 1024**2
-MAX_ANSWER_BYTES = 8 * 1024**2
+MAX_PATHS: Final = 64
+MAX_REQUEST_BYTES: Final = 2 * 1024**2
+MAX_ANSWER_BYTES: Final = 8 * 1024**2
+#: Codes of a Failure with which waiting helps; the others need a person, or a newly signed repository.
+TEMPORARY: Final = frozenset({"unreachable", "too_slow", "refused", "busy", "no_verdict", "no_memory", "disk_full"})
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

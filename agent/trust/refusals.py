@@ -27,9 +27,6 @@ from agent.trust.clock import Clock, date
 from agent.trust.metadata_fetcher import Fetched, FetchError
 from agent.trust.protocol import Failure
 
-#: Waiting helps with these; everything else needs a person or a newly signed repository.
-TEMPORARY: Final = frozenset({"unreachable", "too_slow", "refused", "busy", "no_verdict", "no_memory", "disk_full"})
-
 
 def explain(error: Exception, last: Fetched, clock: Clock) -> Failure:
     """Return what ``error`` means, which arose while ``last`` was the file that had been asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.trust import refusals
 from agent.trust.metadata_fetcher import Pace
 from agent.trust.protocol import Failure, Refreshed, Request
 from agent.trust.updater import answer
 from tests.agent.trust.signed_repository import SignedRepository
 
 NOW = 1_800_000_000.0
+CODES = set(re.findall(r"(?m)(?:^ {4}|  )([a-z_]+)  +\w", refusals.__doc__ or "")) | {
+    "disk_full",
+    "busy",
+    "bad_address",
+}
 QUICK = Pace(deadline=5.0, window=0.4, minimum_bytes=1000)
 
 
@@ -39,6 +46,7 @@ class Device:
     def refuses(self, *paths: str, **changes: Any) -> Failure:
         told = self.ask(*paths, **changes)
         assert isinstance(told, Failure), told
+        assert told.code in CODES, f"{told.code} is not in the table of agent/trust/refusals.py"
         return told
 
     def versions(self, roles: Sequence[str] = ("root", "timestamp", "snapshot", "targets")) -> list[int]:

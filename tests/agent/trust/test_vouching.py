@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from agent.errors import TrustError
-from agent.trust.protocol import Target
+from agent.trust.protocol import TEMPORARY, Target
 from agent.trust.vouching import build_path, require_vouched
+from tests.agent.trust.conftest import CODES
 
 PATH = build_path("pi5", "digits", "b-" + "0" * 32)
 SHA256 = "a" * 64
 TARGET = Target(path=PATH, length=300, sha256=SHA256, custom={}, hashes={"sha256": SHA256}, file="x")
+
+
+def test_every_code_is_explained_in_the_guide() -> None:
+    guide = (Path(__file__).parents[3] / "docs/guide/trust-on-the-device.md").read_text()
+    assert len(CODES) > 15
+    missing = {code for code in CODES | TEMPORARY | {"not_vouched", "disagree"} if f"`{code}`" not in guide}
+    assert not missing
 
 
 def test_a_build_lies_below_its_profile_and_model() -> None:
