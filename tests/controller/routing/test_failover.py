@@ -251,6 +251,56 @@ async def test_a_device_is_told_how_long_the_answer_is_of_use(house):
     assert 500 < device.asked[0].head.deadline_ms <= 700
 
 
+async def test_a_large_request_is_not_hurried_by_the_time_it_takes_to_arrive(house):
+    devices = [await house.join() for _ in range(2)]
+    await house.until_ready()
+    await house.infer(b"small", muster_deadline_ms="8000")
+    await house.infer(b"x" * (2 * CHUNK), muster_deadline_ms="8000")
+    told = {len(one.body): one.head.deadline_ms for device in devices for one in device.asked}
+    assert told[5] == 1000  # then another device is asked
+    assert 3000 < told[2 * CHUNK] <= 4000
+
+
+async def test_only_what_the_model_did_tells_how_fast_it_is(house):
+    status = 400
+
+    async def respond(device, asked):
+        await device.answer(asked.stream, status if asked.head.method == "POST" else 200, b"{}")
+
+    devices = [await house.join(respond=respond) for _ in range(2)]
+    await house.until_ready()
+
+    async def patience() -> int:
+        for _ in range(40):
+            await house.client.get(f"/v2/models/{MODEL}")
+            await house.infer()
+        return min(device.asked[-1].head.deadline_ms for device in devices)
+
+    assert await patience() == 1000  # as for a model of which nothing is known
+    status = 200
+    assert await patience() < 1000
+
+
+async def test_a_device_that_is_gone_when_its_turn_comes_is_not_counted_as_asked(house):
+    async def last_words(device, asked):
+        second.cut()
+        await house.until_tunnels(2)
+        await device.answer(asked.stream, 503, b"{}")
+
+    first, second, third = await house.join(respond=last_words), await house.join(), await house.join()
+    first.p50_ms, second.p50_ms, third.p50_ms = 1.0, 100.0, 10_000.0
+    for device in (first, second, third):
+        await device.say()
+    for _ in range(40):
+        answer = await house.infer()
+        assert answer.status_code == 200
+        if first.asked:
+            break
+    assert answer.headers["muster-device"] == third.id
+    assert answer.headers["muster-attempts"] == "2"
+    assert not await house.metric('muster_gateway_attempts_total{outcome="lost"}')
+
+
 async def test_a_newer_tunnel_replaces_the_older_and_what_was_asked_is_asked_again(house):
     device = await house.join(respond=silent)
     await house.until_ready()
