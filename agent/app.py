@@ -29,8 +29,10 @@ from agent.errors import AgentError, DeviceError, ServingError, UnreachableError
 from agent.hardware.description import describe
 from agent.health.report import Reporter
 from agent.health.sensors import Sensors
+from agent.identity.certificates import Certificates
 from agent.identity.credentials import Credentials
 from agent.identity.enrol import Identity, enrol, load_identity
+from agent.identity.renewing import Renewing
 from agent.instance import notify, single_instance, watch_owner
 from agent.link import backoff
 from agent.link.outbox import Outbox
@@ -105,6 +107,7 @@ class Agent:
         self._data = settings.data_directory
         self._identity = identity
         self._credentials = Credentials(identity)
+        self._certificates = Certificates(identity.directory, identity.device, identity.key)
         self._trust = Pinned(identity.bundle)
         self._serving = ServingProcess(settings, self._serving_started)
         self._rng = random.Random()
@@ -122,6 +125,7 @@ class Agent:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(DeviceError):  # a disk that cannot be written is no reason not to serve
                 durable.remove(data / STATUS_NAME, "agent.status")  # what an earlier life told
+                identity.keep_roots()
             self._outbox = Outbox(data / "outbox.db")
             stack.callback(self._outbox.close)
             self._commands = Commands(
@@ -191,6 +195,10 @@ class Agent:
             agent_version=__version__,
             rng=self._rng,
             on_change=self._link_changed,
+            certificates=self._certificates,
+        )
+        self._renewing = Renewing(
+            self._identity, self._certificates, self._credentials, self._session.reconnect, self._rng
         )
         self._session.retain(topics.FACTS, _facts_message(description))
         reporter = Reporter(
@@ -201,6 +209,7 @@ class Agent:
         )
         return {
             "link": self._session.run(),
+            "renewing": self._renewing.run(),
             "updates": self._updates.run(),
             "commands": self._commands.run(),
             "health": reporter.run(),
@@ -305,6 +314,7 @@ class Agent:
                 known = now
                 self._tunnel.set()
                 self._new_desired.set()
+                self._renewing.look_again()
 
     # What is told
 

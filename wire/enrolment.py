@@ -69,6 +69,17 @@ class EnrolAnswer(Message, frozen=True, kw_only=True):
     gateway_url: Text
 
 
+class RenewAnswer(Message, frozen=True, kw_only=True):
+    """A device's newest certificate (wire 8.6), ``chain_pem`` as in EnrolAnswer.
+
+    roots_pem: the CA certificates from which the fleet's servers may descend from now on, one or several.
+    """
+
+    certificate_pem: Pem
+    chain_pem: Pem
+    roots_pem: Pem
+
+
 def parse_token(text: str) -> JoinToken:
     """Return the join token in ``text``. Raises MalformedError, without repeating the secret."""
     match = _TOKEN.match(text.strip())

@@ -17,6 +17,9 @@ from wire.codec import Message
 Text = Annotated[str, Meta(max_length=4096)]
 REPLY_TEXT = 64 * 1024
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+LARGEST = 2**63 - 1  # of a whole number: what databases hold
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 
 
 class Sequenced(Message, frozen=True, kw_only=True):
@@ -27,8 +30,8 @@ class Sequenced(Message, frozen=True, kw_only=True):
     """
 
     stream: Annotated[str, Meta(min_length=8, max_length=64)]
-    sequence: Annotated[int, Meta(ge=1)]
-    previous: Annotated[int, Meta(ge=0)]
+    sequence: Positive
+    previous: Count
 
 
 class State(Message, frozen=True, kw_only=True):
@@ -36,7 +39,7 @@ class State(Message, frozen=True, kw_only=True):
 
     online: bool
     boot: Name
-    session: Annotated[int, Meta(ge=0)]
+    session: Count
     agent_version: Name
 
 
@@ -44,7 +47,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """A sign of life between other messages (wire 4.4)."""
 
     at: float
-    session: Annotated[int, Meta(ge=0)]
+    session: Count
 
 
 class Facts(Message, frozen=True, kw_only=True):
@@ -64,7 +67,7 @@ class ReportedItem(msgspec.Struct, frozen=True, kw_only=True):
     """One component as it stands on the device."""
 
     component: Name
-    generation: Annotated[int, Meta(ge=0)]
+    generation: Count
     build: str | None
     state: Name
     since: float
@@ -74,8 +77,8 @@ class Reported(Message, frozen=True, kw_only=True):
     """What really runs, and which assignment the device works on. Retained (wire 4.6)."""
 
     at: float
-    epoch: Annotated[int, Meta(ge=0)]
-    number: Annotated[int, Meta(ge=0)]
+    epoch: Count
+    number: Count
     items: Annotated[list[ReportedItem], Meta(max_length=256)]
     serving: Name  # "ready", "starting" or "down"
 
@@ -95,7 +98,7 @@ class ExecutionReport(Sequenced, frozen=True, kw_only=True):
     at: float
     execution: Name
     component: Name
-    generation: Annotated[int, Meta(ge=1)]
+    generation: Positive
     origin: Name
     state: Name
     detail: Text = ""
@@ -110,7 +113,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     labels: Annotated[dict[str, str], Meta(max_length=8)]
     start: float
     seconds: Annotated[float, Meta(gt=0)]
-    count: Annotated[int, Meta(ge=0)]
+    count: Count
     total: float
     minimum: float | None = None
     maximum: float | None = None
@@ -149,4 +152,4 @@ class Ack(Message, frozen=True, kw_only=True):
     """Down: everything of ``stream`` up to ``sequence`` is stored by the controller (wire 4.2)."""
 
     stream: Annotated[str, Meta(min_length=8, max_length=64)]
-    sequence: Annotated[int, Meta(ge=0)]
+    sequence: Count

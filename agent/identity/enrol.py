@@ -3,7 +3,7 @@
 Invariant: nothing received is believed before its fingerprint is the token's, and everything afterwards only from
 servers that descend from the pinned CA. The key lies on disk before the controller hears of it, and ``identity.json``
 is written last: whatever is cut off, the same token with the same key again leads to the same device. An identity that
-lies here is never replaced. Does not renew certificates.
+lies here is never replaced. Does not renew certificates (`renewing.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import structlog
 from agent import durable
 from agent.errors import ControllerError, DeviceError, TrustError, UsageError
 from agent.identity import exchange, keys
+from agent.identity.certificates import ROOTS_FILE
 from agent.identity.exchange import Address
 from wire import codec, enrolment, envelope
 from wire.enrolment import EnrolAnswer, EnrolRequest, JoinToken, TrustBundle
@@ -64,8 +65,14 @@ class Identity:
 
     @property
     def ca_file(self) -> Path:
-        """The PEM file of the pinned CA."""
-        return self.directory / keys.CA_FILE
+        """The PEM file of the CAs from which the fleet's servers descend: as renewed (wire 8.6), else as pinned."""
+        renewed = self.directory / ROOTS_FILE
+        return renewed if renewed.exists() else self.directory / keys.CA_FILE
+
+    def keep_roots(self) -> None:
+        """Make ``ca_file`` one that a renewal can replace under the same name. Raises DeviceError."""
+        if not (self.directory / ROOTS_FILE).exists():
+            durable.write_atomic(self.directory / ROOTS_FILE, self.bundle.ca_pem.encode(), "identity.roots", mode=0o644)
 
     @property
     def certificate_file(self) -> Path:
@@ -147,7 +154,9 @@ def enrol(data: Path, token_text: str, api_url: str, facts: dict[str, Any], name
 
 
 def _fetch_trust(address: Address, token: JoinToken) -> tuple[bytes, TrustBundle]:
-    raw = exchange.exchange(address, exchange.unverified(), "GET", TRUST_PATH, limit=enrolment.MAX_BYTES)
+    raw = exchange.exchange(
+        address, exchange.unverified(), "GET", f"{TRUST_PATH}?tenant={token.tenant}", limit=enrolment.MAX_BYTES
+    )
     if enrolment.fingerprint(raw) != token.fingerprint:
         raise TrustError(
             f"{address} is not the controller that the join token is for: its fingerprint differs. Check the address, "

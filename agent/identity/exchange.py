@@ -78,6 +78,7 @@ def exchange(
     body: bytes | None = None,
     *,
     content_type: str = "application/json",
+    bearer: str = "",
     timeout: float = TIMEOUT,
     limit: int = LIMIT,
 ) -> bytes:
@@ -97,6 +98,8 @@ def exchange(
         connection.connect()
         lines.append(connection.sock)
         headers = {"Content-Type": content_type} if body is not None else {}
+        if bearer:
+            headers["Authorization"] = f"Bearer {bearer}"
         connection.request(method, address.prefix + path, body, headers)
         answer = connection.getresponse()
         data = answer.read(limit + 1)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from aiomqtt import Client, MqttError, ProtocolVersion, Will
@@ -64,6 +64,19 @@ class Endpoint:
     key_file: Path
 
 
+class Certificates(Protocol):
+    """Which certificate to connect with, and how that went (identity/certificates.py)."""
+
+    def for_connection(self) -> Path:
+        """Return the certificate with which to connect next."""
+
+    def worked(self, path: Path) -> None:
+        """The broker took the certificate in ``path``."""
+
+    def failed(self, path: Path) -> None:
+        """No connection came about with the certificate in ``path``."""
+
+
 class Session:
     """One device's link. ``handlers`` by channel get the bytes that the controller sent; they may be async.
 
@@ -84,6 +97,7 @@ class Session:
         heartbeat_every: float = HEARTBEAT_EVERY,
         resend_after: float = RESEND_AFTER,
         on_change: Callable[[bool, str], None] = lambda connected, reason: None,
+        certificates: Certificates | None = None,
     ) -> None:
         self.connected = asyncio.Event()
         self._endpoint = endpoint
@@ -104,6 +118,12 @@ class Session:
         self._number_used = True
         self._progress = 0  # counts acknowledgements that were news
         self._told = ""
+        self._certificates = certificates
+        self._again = asyncio.Event()
+
+    def reconnect(self) -> None:
+        """Connect once more, in an orderly way and at once: with a newer certificate, say. Nothing is lost by it."""
+        self._again.set()
 
     def retain(self, channel: Channel, message: Message) -> None:
         """Publish ``message`` as the newest value of ``channel``: now, and again after each reconnect."""
@@ -133,6 +153,11 @@ class Session:
                 _end_if_cancelled()
                 was_up = self.connected.is_set()
                 self.connected.clear()
+                if self._again.is_set() and was_up:
+                    self._again.clear()
+                    attempt = 0
+                    continue
+                self._again.clear()
                 self._tell(up=False, reason=reason)
                 attempt = 0 if was_up and loop.time() - began > _STEADY else attempt + 1
                 await asyncio.sleep(backoff.delay(attempt - 1, self._rng, self._limits))
@@ -143,12 +168,13 @@ class Session:
     async def _connect_once(self) -> str:
         """Connect, and stay as long as the connection does. Returns why it ended or did not come about."""
         reason = "the broker closed the connection"
+        chosen = self._endpoint.certificate_file if self._certificates is None else self._certificates.for_connection()
         try:
-            async with self._client() as client:
+            async with self._client(chosen) as client:
                 self._number_used = True
                 _end_if_cancelled()
                 try:
-                    await self._converse(client)
+                    await self._converse(client, chosen)
                 except asyncio.CancelledError:
                     await self._say_goodbye(client)
                     raise
@@ -157,11 +183,15 @@ class Session:
                     raise
         except _BROKEN as error:
             reason = str(error) or reason
+        if self._certificates is not None and not self.connected.is_set():
+            self._certificates.failed(chosen)
         return reason
 
-    async def _converse(self, client: Client) -> None:
-        """Listen and talk until one of both fails. Raises what it failed with."""
-        tasks = [asyncio.create_task(work(client)) for work in (self._receive, self._talk, self._beat)]
+    async def _converse(self, client: Client, certificate: Path) -> None:
+        """Listen and talk until one of both fails, or ``reconnect`` is called. Raises what it failed with."""
+        tasks = [asyncio.create_task(work(client)) for work in (self._receive, self._beat)]
+        tasks.append(asyncio.create_task(self._talk(client, certificate)))
+        tasks.append(asyncio.create_task(self._wait_for_again()))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -171,20 +201,26 @@ class Session:
         for task in done:
             task.result()
 
-    async def _talk(self, client: Client) -> None:
+    async def _wait_for_again(self) -> None:
+        await self.connected.wait()
+        await self._again.wait()
+
+    async def _talk(self, client: Client, certificate: Path) -> None:
         await self._publish(client, topics.STATE, self._state(online=True))
         await self._subscribe(client)
+        if self._certificates is not None:
+            await asyncio.to_thread(self._certificates.worked, certificate)
         self.connected.set()
         self._tell(up=True, reason="")
         self._unsent.update(self._retained)
         await self._send(client)
 
-    def _client(self) -> Client:
+    def _client(self, certificate: Path) -> Client:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_verify_locations(cafile=self._endpoint.ca_file)
-            context.load_cert_chain(self._endpoint.certificate_file, self._endpoint.key_file)
+            context.load_cert_chain(certificate, self._endpoint.key_file)
         except (OSError, ValueError) as error:
             raise DeviceError(
                 f"the device's certificate or key cannot be used: {error}; enrol it again", "bad_identity"

@@ -105,6 +105,21 @@ class Authority:
         """Return the issuer of the certificates for ``use``: what stands between them and the root."""
         return _pem(self._issuers[use].certificate)
 
+    @property
+    def roots_pem(self) -> str:
+        """The certificates from which the fleet's servers may descend, as devices are told at a renewal."""
+        return self.root_pem
+
+    def issued_by_us(self, device_pem: str) -> bool:
+        """Whether the authority that issues to devices now has issued this certificate."""
+        try:
+            x509.load_pem_x509_certificate(device_pem.encode()).verify_directly_issued_by(
+                self._issuers[DEVICES].certificate
+            )
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
     def new_device_name(self) -> str:
         """Return a fresh device id: "d-" and 26 base32 characters of 16 random bytes."""
         return "d-" + base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()

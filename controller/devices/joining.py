@@ -1,4 +1,4 @@
-"""Carries out what `enrolment.py` decides: join tokens are made, devices are admitted.
+"""Carries out what `enrolment.py` and `renewal.py` decide: tokens are made, devices admitted, certificates renewed.
 
 Invariant: device, spent use, certificate and audit row are one transaction, committed before the answer leaves; an
 answer that gets lost is asked for again (wire 8.4).
@@ -16,15 +16,16 @@ from sqlalchemy import Connection
 
 from controller.audit.store import record
 from controller.database.connection import Database
-from controller.devices import enrolment, store
+from controller.devices import enrolment, renewal, store
 from controller.devices.authority import DEVICES, read_request
 from controller.devices.enrolment import Admit, Refuse, Token
 from controller.devices.fleet import Fleet
+from controller.devices.renewal import Newest
 from controller.errors import DeniedError
 from controller.tenants.access import Principal
 from controller.tenants.tokens import base32
-from wire.enrolment import EnrolAnswer, EnrolRequest, JoinToken, fingerprint
-from wire.envelope import encode_public_key
+from wire.enrolment import EnrolAnswer, EnrolRequest, JoinToken, RenewAnswer, fingerprint
+from wire.envelope import decode_public_key, encode_public_key
 
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + "._-")
 
@@ -119,6 +120,37 @@ def enrol(database: Database, fleet: Fleet, request: EnrolRequest, now: float) -
         api_url=fleet.api_url,
         gateway_url=fleet.gateway_url,
     )
+
+
+def renew(database: Database, fleet: Fleet, device: str, now: float) -> RenewAnswer:
+    """Return the newest certificate of ``device``, which has proved its key. Raises DeniedError with a code."""
+    authority = fleet.authority
+    with database.begin() as connection:
+        found = store.active_key(connection, device)
+        held = store.newest_certificate(connection, device)
+        newest = held and Newest(*held, of_this_issuer=authority.issued_by_us(held[0]))
+        decision = renewal.decide(newest, found is None, now)
+        if isinstance(decision, renewal.Refuse):
+            raise DeniedError(decision.reason, decision.code)
+        if isinstance(decision, renewal.Again):
+            pem = decision.pem
+        else:
+            assert found is not None, "a device that is not active is refused"
+            tenant, _, public_key = found
+            certificate = authority.issue_device(device, tenant, decode_public_key(public_key), now)
+            pem = certificate.pem
+            store.forget_certificates(connection, device, now - renewal.GRACE)
+            store.add_certificate(connection, device, certificate)
+            record(
+                connection,
+                tenant=tenant,
+                actor=f"device:{device}",
+                action="devices.renew",
+                thing=f"device:{device}",
+                at=now,
+                body={"serial": certificate.serial},
+            )
+    return RenewAnswer(certificate_pem=pem, chain_pem=authority.chain_pem(DEVICES), roots_pem=authority.roots_pem)
 
 
 def _name(wanted: str, device: str) -> str:

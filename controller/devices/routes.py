@@ -122,6 +122,15 @@ async def open_session(request: Request, our_fleet: OurFleet) -> dict[str, Any]:
     return {"token": token, "expires": expires}
 
 
+@router.post("/device-certificates")
+def renew_certificate(
+    principal: Annotated[Principal, Depends(permit("certificates.renew"))], db: Db, our_fleet: OurFleet
+) -> Response:
+    """Return the calling device's newest certificate (wire 8.6): RenewAnswer, or 403 with the code of the refusal."""
+    answer = joining.renew(db, our_fleet, principal.id, time.time())
+    return Response(encode(answer), media_type=JSON, headers={"Cache-Control": "no-store"})
+
+
 @router.get("/devices/{device}")
 def show_device(device: str, principal: Reader, db: Db, vitals: Vitals) -> dict[str, Any]:
     """Return all about one device, with its facts and its vitals."""

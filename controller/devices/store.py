@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, not_, or_, select, update
 
 from controller.database.tables import certificates, devices, join_tokens
 from controller.devices import sequence as sequences
@@ -102,6 +102,25 @@ def add_certificate(connection: Connection, device: str, certificate: Certificat
             issued=certificate.issued,
             expires=certificate.expires,
         )
+    )
+
+
+def newest_certificate(connection: Connection, device: str) -> tuple[str, float, float] | None:
+    """Return PEM, when it was issued and when it ends, of the certificate of ``device`` that ends last."""
+    statement = (
+        select(certificates.c.pem, certificates.c.issued, certificates.c.expires)
+        .where(certificates.c.device == device)
+        .order_by(certificates.c.expires.desc(), certificates.c.issued.desc())
+        .limit(1)
+    )
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else (row.pem, row.issued, row.expires)
+
+
+def forget_certificates(connection: Connection, device: str, ended_before: float) -> None:
+    """Forget the certificates of ``device`` that ended before: nobody takes them any more."""
+    connection.execute(
+        delete(certificates).where(certificates.c.device == device, certificates.c.expires < ended_before)
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from controller.database.connection import Database
 from controller.devices.sequence import Duplicate, Fresh, Gap
 from controller.devices.store import accept
-from controller.errors import ControllerError, NotFoundError, UnavailableError
+from controller.errors import NotFoundError, UnavailableError
 from controller.telemetry.series import Series
 from wire.messages import Health, Sequenced
 
@@ -42,8 +42,8 @@ class Ingest:
     """``run`` stores what the broker hands to ``handlers``; ``observe`` is told of each health report once stored.
 
     counts: messages "stored", "duplicate" (acknowledged again), "gap" (neither), "postponed" (the database is away:
-    the device sends again), "set_aside", "refused" (unknown or revoked device); and "report_" with the outcome that an
-    effect gives as an Enum.
+    the device sends again), "set_aside", "unstorable" (not even that), "refused" (unknown or revoked device); and
+    "report_" with the outcome that an effect gives as an Enum.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Ingest:
 
     def _commit(self, batch: Sequence[Waiting]) -> dict[tuple[str, str], int]:
         now = self._clock()
-        if now - self._pruned >= PRUNE_SECONDS:
+        if abs(now - self._pruned) >= PRUNE_SECONDS:  # either way: a clock that was put back must not stop it
             self._pruned = now
             self._series.prune(now)
         try:
@@ -172,6 +172,7 @@ class Ingest:
             return self._commit_together([waiting], now, with_effect=False)
         except UnavailableError:
             raise
-        except ControllerError as trouble:
+        except Exception as trouble:  # not even its sequence can be stored: the device keeps it, and all others go on
             log.warning("a message could not be set aside", device=device, error=str(trouble))
+            self.counts["unstorable"] += 1
             return {}

@@ -2,7 +2,8 @@
 
 Invariant: one message is stored once, however often it arrives (``write`` keeps the highest sequence of each device's
 stream); the file stays below its bound: raw windows are kept for a day, minutes for a week, hours for 90 days, and
-less of the raw ones when the bound is near. Roll-ups are brought up to date with each write, so late windows count.
+less of each when the bound is near. A device has a bounded number of series: those without points go, and those that
+were silent for a week make room for new ones. Roll-ups are brought up to date with each write, so late windows count.
 In them p50 is the mean of the windows' medians weighted by samples, p95 and p99 the largest of the windows' own.
 """
 
@@ -19,12 +20,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from controller.errors import UnavailableError
+from controller.telemetry.plausible import plausible
 from wire.messages import Health, Window
 
 RAW_SECONDS: Final = 86_400.0
 MINUTE_SECONDS: Final = 7 * 86_400.0
 HOUR_SECONDS: Final = 90 * 86_400.0
-SHORTEST_RAW: Final = 3600.0
+KEPT: Final = (  # by table: seconds, and the fewest of them when the file's bound is near
+    ("raw", RAW_SECONDS, 3600.0),
+    ("minute", MINUTE_SECONDS, 86_400.0),
+    ("hour", HOUR_SECONDS, 7 * 86_400.0),
+)
+SILENT_SECONDS: Final = 7 * 86_400.0  # after which a series makes room for another
 MAX_BYTES: Final = 4 * 1024**3
 MAX_SERIES: Final = 512  # of one device
 MAX_POINTS: Final = 5000  # in one answer
@@ -61,6 +68,16 @@ ON CONFLICT (series, start) DO UPDATE SET
     p99 = max(ifnull(p99, excluded.p99), ifnull(excluded.p99, p99))
 """
 
+_DROP_EMPTY: Final = """
+DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM raw WHERE raw.series = series.id)
+    AND NOT EXISTS (SELECT 1 FROM minute WHERE minute.series = series.id)
+    AND NOT EXISTS (SELECT 1 FROM hour WHERE hour.series = series.id)
+"""
+_SILENT: Final = """
+SELECT id FROM series WHERE device = ?
+    AND NOT EXISTS (SELECT 1 FROM hour WHERE hour.series = series.id AND hour.start >= ?)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -79,7 +96,7 @@ class Point:
 class Series:
     """The file at ``path``. Safe to use from any thread; one writer at a time. Raises UnavailableError throughout.
 
-    counts: "stored" windows, "repeated" messages, and windows refused: "wrong_clock", "too_many_series".
+    counts: "stored" windows, "repeated" messages, and windows refused: "wrong_clock", "too_many_series", "impossible".
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -88,6 +105,8 @@ class Series:
         self._max_bytes = max_bytes
         self._lock, self._read_lock = threading.Lock(), threading.Lock()
         self._known: dict[tuple[str, str, str], int] = {}
+        self._full: set[str] = set()  # devices that had no room left in this transaction
+        self._touched: set[int] = set()  # series that get points in this transaction
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = _open(path)
@@ -144,14 +163,22 @@ class Series:
             return [row[0] for row in rows]
 
     def prune(self, now: float) -> None:
-        """Drop what is older than its time, and raw windows beyond the bound of the file."""
-        keep = RAW_SECONDS
+        """Drop what is older than its time, and more of the oldest while the file is beyond its bound."""
         with self._transaction() as cursor:
-            for table, seconds in (("minute", MINUTE_SECONDS), ("hour", HOUR_SECONDS), ("raw", keep)):
+            for table, seconds, _ in KEPT:
                 _drop(cursor, table, now - seconds)
-            while _used(cursor) > self._max_bytes and keep > SHORTEST_RAW:
-                keep /= 2
-                _drop(cursor, "raw", now - keep)
+            for table, seconds, fewest in KEPT:
+                keep = seconds
+                while _used(cursor) > self._max_bytes and keep > fewest:
+                    keep /= 2
+                    _drop(cursor, table, now - keep)
+            cursor.execute(_DROP_EMPTY)
+            self._known.clear()
+
+    def used(self) -> int:
+        """Return how many bytes of the file are in use."""
+        with self._read_lock, self._explained(), closing(self._reader.cursor()) as cursor:
+            return _used(cursor)
 
     def close(self) -> None:
         """Close the file."""
@@ -170,25 +197,28 @@ class Series:
         self, cursor: sqlite3.Cursor, device: str, windows: Sequence[Window], now: float
     ) -> Iterator[tuple[Any, ...]]:
         for window in windows:
+            if not plausible(window):
+                self.counts["impossible"] += 1
+                continue
             if not now - EARLIEST <= window.start <= now + LATEST:
                 self.counts["wrong_clock"] += 1
                 continue
-            id_ = self._series_id(cursor, device, window)
+            id_ = self._series_id(cursor, device, window, now)
             if id_ is None:
                 self.counts["too_many_series"] += 1
                 continue
+            self._touched.add(id_)
             w = window
             yield id_, w.start, w.seconds, w.count, w.total, w.minimum, w.maximum, w.p50, w.p95, w.p99
 
-    def _series_id(self, cursor: sqlite3.Cursor, device: str, window: Window) -> int | None:
+    def _series_id(self, cursor: sqlite3.Cursor, device: str, window: Window, now: float) -> int | None:
         key = (device, window.name, json.dumps(window.labels, sort_keys=True, separators=(",", ":")))
         known = self._known.get(key)
         if known is not None:
             return known
         row = cursor.execute("SELECT id FROM series WHERE device = ? AND name = ? AND labels = ?", key).fetchone()
         if row is None:
-            count = cursor.execute("SELECT count(*) FROM series WHERE device = ?", (device,)).fetchone()[0]
-            if count >= MAX_SERIES:
+            if not self._has_room(cursor, device, now):
                 return None
             cursor.execute("INSERT INTO series (device, name, labels) VALUES (?, ?, ?)", key)
             row = (cursor.lastrowid,)
@@ -197,10 +227,28 @@ class Series:
         self._known[key] = int(row[0])
         return self._known[key]
 
+    def _has_room(self, cursor: sqlite3.Cursor, device: str, now: float) -> bool:
+        count = "SELECT count(*) FROM series WHERE device = ?"
+        if cursor.execute(count, (device,)).fetchone()[0] < MAX_SERIES:
+            return True
+        if device in self._full:
+            return False
+        found = cursor.execute(_SILENT, (device, now - SILENT_SECONDS)).fetchall()
+        silent = [row[0] for row in found if row[0] not in self._touched]
+        for table in ("raw", "minute", "hour"):
+            cursor.executemany(f"DELETE FROM {table} WHERE series = ?", ((id_,) for id_ in silent))  # noqa: S608
+        cursor.executemany("DELETE FROM series WHERE id = ?", ((id_,) for id_ in silent))
+        self._known.clear()
+        if not silent:
+            self._full.add(device)
+        return bool(silent)
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
         with self._lock, self._explained(), closing(self._writer.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
+            self._full.clear()
+            self._touched.clear()
             try:
                 yield cursor
             except BaseException:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from controller.telemetry.plausible import plausible
 from wire.messages import Health, Window
 
 STALE: Final = 90.0  # seconds
@@ -78,9 +79,9 @@ class LatestVitals:
 
 
 def vitals_of(windows: Iterable[Window], now: float) -> Vitals | None:
-    """Return what the newest of ``windows`` say; None when there are none."""
+    """Return what the newest of ``windows`` say; None when there are none that can be true."""
     newest: dict[str, list[Window]] = {}
-    for window in windows:
+    for window in filter(plausible, windows):
         held = newest.get(window.name)
         if held is None or window.start > held[0].start:
             newest[window.name] = [window]

@@ -28,6 +28,7 @@ _READING: Final = frozenset(
         "rollouts.read",
         "sessions.write",  # to open a console session of one's own
         "tenants.read",
+        "trust.read",
     }
 )
 _OPERATING: Final = _READING | {
@@ -43,12 +44,14 @@ _OPERATING: Final = _READING | {
     "rollouts.write",
 }
 ROLES: Final[dict[str, frozenset[str]]] = {
-    ADMIN: _OPERATING | {"tokens.read", "tokens.write"},
+    ADMIN: _OPERATING | {"tokens.read", "tokens.write", "trust.manage"},
     OPERATOR: _OPERATING,
     VIEWER: _READING,
-    BUILDER: frozenset({"artifacts.read", "artifacts.write", "builds.make", "builds.read", "models.read"}),
+    BUILDER: frozenset(
+        {"artifacts.read", "artifacts.write", "builds.make", "builds.read", "models.read", "trust.read"}
+    ),
     GATEWAY: frozenset({"devices.read", "fleet.read", "models.read", "tenants.read"}),
-    DEVICE: frozenset({"artifacts.read"}),
+    DEVICE: frozenset({"artifacts.read", "certificates.renew", "trust.read"}),
 }
 TOKEN_ROLES: Final = (ADMIN, OPERATOR, VIEWER, BUILDER, GATEWAY)  # a device has no token: it signs with its key
 ACTIONS: Final = frozenset[str]().union(*ROLES.values())

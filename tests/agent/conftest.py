@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from wire import codec, enrolment, envelope
-from wire.enrolment import EnrolAnswer, EnrolRequest, JoinToken, TrustBundle
+from wire.enrolment import EnrolAnswer, EnrolRequest, JoinToken, RenewAnswer, TrustBundle
 
 NOW = datetime.datetime.now(datetime.UTC)
 
@@ -62,20 +62,31 @@ class Authority:
         self.ca_file = directory / "ca.pem"
         self.ca_file.write_text(self.pem)
 
-    def _builder(self, subject: str, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: str, key: ec.EllipticCurvePublicKey, life: tuple[float, float] | None = None
+    ) -> x509.CertificateBuilder:
+        begins, ends = NOW - datetime.timedelta(days=1), NOW + datetime.timedelta(days=30)
+        if life is not None:
+            begins, ends = (datetime.datetime.fromtimestamp(at, datetime.UTC) for at in life)
         return (
             x509.CertificateBuilder()
             .subject_name(name(subject))
             .issuer_name(name("test fleet"))
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - datetime.timedelta(days=1))
-            .not_valid_after(NOW + datetime.timedelta(days=30))
+            .not_valid_before(begins)
+            .not_valid_after(ends)
         )
 
-    def sign(self, subject: str, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()) -> str:
+    def sign(
+        self,
+        subject: str,
+        key: ec.EllipticCurvePublicKey,
+        hosts: tuple[str, ...] = (),
+        life: tuple[float, float] | None = None,
+    ) -> str:
         names = [x509.IPAddress(ipaddress.ip_address(h)) if h[0].isdigit() else x509.DNSName(h) for h in hosts]
-        builder = self._builder(subject, key)
+        builder = self._builder(subject, key, life)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
@@ -164,7 +175,7 @@ class FakeController:
         self.mqtt_port = 8883
         public = envelope.encode_public_key(self.signing_key.public_key())
         self.bundle = enrolment.bundle_bytes(
-            TrustBundle(ca_pem=authority.pem, builder_keys=[public], assignment_keys=[public])
+            TrustBundle(ca_pem=authority.pem, builder_keys=[public], assignment_keys=[public], tuf_root=b"{}")
         )
         self.token = str(JoinToken("default", "a" * 16, "b" * 32, enrolment.fingerprint(self.bundle)))
         self.answers: dict[str, tuple[int, bytes]] = {}
@@ -175,6 +186,8 @@ class FakeController:
         self.key: ec.EllipticCurvePublicKey | None = None
         self.session_seconds = 600.0
         self.challenged = device
+        self.roots = authority.pem
+        self.renewed = (time.time() - 86_400, time.time() + 60 * 86_400)
         self.requests: list[EnrolRequest] = []
         certificate, key = authority.issue("controller-api", ("127.0.0.1",))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -189,6 +202,7 @@ class FakeController:
                 self.reply(self.rfile.read(int(self.headers["Content-Length"])))
 
             def reply(self, body: bytes) -> None:
+                self.path = self.path.partition("?")[0]
                 outer.seen.append(self.path)
                 status, data = outer.answers.get(self.path) or outer.right(self.path, body)
                 if outer.drop_answer and self.path.endswith("/enrolment"):
@@ -231,6 +245,14 @@ class FakeController:
             asked = {"device": self.challenged, "nonce": "n", "expires": time.time() + 60}
             return 200, json.dumps(asked, indent=1).encode()  # spaces: the device must sign the bytes, not the values
         assert self.key is not None
+        if path == "/api/v1/device-certificates":
+            begins, ends = self.renewed
+            answer = RenewAnswer(
+                certificate_pem=self.authority.sign(self.device, self.key, life=(begins, ends)),
+                chain_pem=self.authority.pem,
+                roots_pem=self.roots,
+            )
+            return 200, codec.encode(answer)
         keys = {envelope.key_id(self.key): self.key}
         payload = envelope.open_envelope(body, envelope.DEVICE_SESSION, keys)
         token = f"t{len(self.seen)}" if b'{\n "device"' in payload else "re-encoded"

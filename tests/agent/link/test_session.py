@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiomqtt import Client, ProtocolVersion, TLSParameters
+from cryptography.hazmat.primitives import serialization
 
 from agent.link.backoff import Limits
 from agent.link.outbox import Outbox
@@ -164,8 +165,8 @@ async def test_the_last_will_tells_of_a_device_that_vanished(
     clients: list[Client] = []
     real = session._client
 
-    def keep() -> Client:
-        clients.append(real())
+    def keep(certificate: Path) -> Client:
+        clients.append(real(certificate))
         return clients[-1]
 
     session._client = keep  # type: ignore[method-assign]
@@ -377,3 +378,65 @@ async def test_a_value_that_is_too_large_is_not_sent_and_the_last_one_stays(
         session.retain(topics.REPORTED, reported(3))
         await until(lambda: len(controller.of("reported")) == 2)
     assert [m["number"] for m in controller.of("reported")] == [1, 3]
+
+
+class Choice:
+    """Certificates that are tried in the order given; notes what was said of them."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = list(paths)
+        self.said: list[tuple[str, Path]] = []
+
+    def for_connection(self) -> Path:
+        return self.paths[0]
+
+    def worked(self, path: Path) -> None:
+        self.said.append(("worked", path))
+
+    def failed(self, path: Path) -> None:
+        self.said.append(("failed", path))
+        self.paths = self.paths[1:] + self.paths[:1]
+
+
+async def test_a_planned_reconnect_comes_with_the_newer_certificate_and_loses_nothing(
+    broker: Any, controller: Controller, outbox: Outbox, device_id: str
+) -> None:
+    session = make(broker, outbox, device_id, limits=Limits(30.0, 30.0, 30.0))
+    key = serialization.load_pem_private_key(session._endpoint.key_file.read_bytes(), None)
+    newer = session._endpoint.certificate_file.with_name(f"{device_id}-newer.crt")
+    newer.write_text(broker.authority.sign(device_id, key.public_key()))  # type: ignore[union-attr]
+    choice = Choice(session._endpoint.certificate_file)
+    session._certificates = choice
+    changes: list[bool] = []
+    session._on_change = lambda up, reason: changes.append(up)
+    async with running(session.run()):
+        await session.connected.wait()
+        for number in range(120):
+            outbox.put(ExecutionReport, REPORT | {"detail": str(number)}, str(number))
+            if number == 60:
+                choice.paths = [newer]
+                session.reconnect()
+        # a pause of 30 s would be due after a lost link
+        await until(lambda: ("worked", newer) in choice.said and outbox.pending() == 0)
+        assert [m["detail"] for m in controller.stored] == [str(n) for n in range(120)]
+        assert [m["session"] for m in controller.of("state") if m["online"]] == [1, 2]
+        assert not [m for m in controller.of("state") if not m["online"]]  # no last will: nobody is told that it left
+        assert changes == [True]
+        session.reconnect()
+        await until(lambda: controller.of("state")[-1]["session"] == 3)
+
+
+async def test_a_newer_certificate_that_the_broker_refuses_does_not_keep_the_device_out(
+    broker: Any, controller: Controller, outbox: Outbox, device_id: str, tmp_path: Path
+) -> None:
+    session = make(broker, outbox, device_id)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    key = serialization.load_pem_private_key(session._endpoint.key_file.read_bytes(), None)
+    refused = foreign / "refused.crt"
+    refused.write_text(type(broker.authority)(foreign).sign(device_id, key.public_key()))  # type: ignore[union-attr]
+    choice = Choice(refused, session._endpoint.certificate_file)
+    session._certificates = choice
+    async with running(session.run()):
+        await session.connected.wait()
+    assert choice.said == [("failed", refused), ("worked", session._endpoint.certificate_file)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from controller.database.connection import Database
 from controller.errors import UnavailableError
 from controller.telemetry.ingest import MAX_ATTEMPTS, Ingest
 from controller.telemetry.series import Series
+from wire.codec import decode
+from wire.errors import MalformedError
 from wire.messages import ExecutionReport, Health, Sequenced, Window
 
 NOW = 1_800_000_000.0
@@ -194,6 +197,35 @@ async def test_the_outcome_of_an_effect_is_counted(database: Database, series: S
     ingest = Ingest(database, series, {ExecutionReport: record_report}, far.acknowledge, lambda: NOW)
     await ingest.store([(ONE, report(1))])
     assert ingest.counts == {"stored": 1, "report_foreign": 1}
+
+
+async def test_a_message_that_cannot_even_be_set_aside_ends_nothing(
+    ingest: Ingest, database: Database, far: Far
+) -> None:
+    far.fails = {2**70}
+    for _ in range(MAX_ATTEMPTS + 1):
+        await ingest.store([(ONE, report(2**70, previous=0)), (TWO, report(1))])
+    assert effects(database) == [(TWO, 1)]
+    assert {device for device, *_ in far.acks} == {TWO}
+
+
+@pytest.mark.parametrize("fields", [{"sequence": 2**63}, {"sequence": 1, "previous": 10**40}])
+def test_a_sequence_that_no_database_takes_is_no_message(fields: dict[str, int]) -> None:
+    with pytest.raises(MalformedError, match=r"sequence|previous"):
+        decode(Health, json.dumps({"v": 1, "stream": "stream-1", "previous": 0, "windows": []} | fields).encode())
+
+
+async def test_pruning_goes_on_when_the_clock_is_put_back(
+    database: Database, series: Series, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [NOW + 10 * 365 * 86_400]
+    pruned: list[float] = []
+    monkeypatch.setattr(series, "prune", pruned.append)
+    ingest = Ingest(database, series, {ExecutionReport: far.effect}, far.acknowledge, lambda: now[0])
+    await ingest.store([(ONE, report(1))])
+    now[0] = NOW
+    await ingest.store([(ONE, report(2))])
+    assert pruned == [NOW + 10 * 365 * 86_400, NOW]
 
 
 CHILD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -129,6 +130,58 @@ def test_a_wrong_clock_and_too_many_series_are_refused_and_counted(
     many = [window(NOW - 60, name=f"n{number}") for number in range(5)]
     series.write([(DEVICE, health(1, *wrong, *many))], NOW)
     assert series.counts == {"wrong_clock": 2, "too_many_series": 3, "stored": 2}
+
+
+def impossible() -> list[Window]:
+    base = {"name": "memory", "labels": {}, "start": NOW - 60, "seconds": 10.0, "count": 1, "total": 1.0}
+    changes: list[dict[str, Any]] = [
+        {"total": 1.7e308},
+        {"count": 2**63},
+        {"seconds": 1e-300},
+        {"maximum": -1e300},
+        {"p50": 1e300},
+        {"labels": {"build": "x" * 100_000}},
+        {"labels": {"y" * 100_000: ""}},
+    ]
+    return [Window(**base | change) for change in changes]
+
+
+@pytest.mark.parametrize("one", impossible(), ids=range(7))
+def test_impossible_figures_are_refused_and_counted(series: Series, one: Window) -> None:
+    series.write([(DEVICE, health(1, one, window(NOW - 60)))], NOW)
+    assert series.counts == {"impossible": 1, "stored": 1}
+
+
+def test_series_that_are_silent_go_and_make_room_for_those_of_new_builds(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SERIES", 20)
+    day, sequence = 86_400.0, 0
+    for number in range(40):  # a model that is trained again each night
+        now = NOW + number * day
+        sequence += 1
+        windows = [window(now - 60, name=name, build=f"b-{number}") for name in ("p50", "p95")]
+        series.write([(DEVICE, health(sequence, *windows))], now)
+        found = series.query(DEVICE, "p50", now - 120, now, 10)
+        assert {entry["labels"]["build"]: len(entry["points"]) for entry in found}.get(f"b-{number}") == 1, number
+    assert series.counts["too_many_series"] == 0
+    last = NOW + 200 * day
+    series.write([(DEVICE, health(sequence + 1, window(last - 60, name="new")))], last)
+    series.prune(last)
+    assert series.names(DEVICE) == ["new"], "what has no points any more is no series"
+
+
+def test_roll_ups_are_bounded_too(tmp_path: Path) -> None:
+    series = Series(tmp_path / "series.db", max_bytes=150_000)
+    for day in range(29, -1, -1):
+        windows = [window(NOW - day * 86_400 - number * 3600, name=f"n{number}") for number in range(1, 24)]
+        windows += [window(NOW - day * 86_400 - minute * 60) for minute in range(1, 400)]
+        series.write([(DEVICE, health(30 - day, *windows))], NOW)
+    series.prune(NOW)
+    (found,) = series.query(DEVICE, "memory", NOW - 30 * 86_400, NOW, 3600)
+    assert found["points"], "the newest are kept"
+    assert series.used() < 150_000
+    series.close()
 
 
 def test_points_of_one_answer_are_bounded(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:

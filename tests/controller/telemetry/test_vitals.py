@@ -113,3 +113,20 @@ def test_samples_of_tenants_are_kept_apart_and_come_back(tmp_path: Path) -> None
     assert kept("c", "requests_per_s") == []
     assert kept("c", "reporting") == [0.0]
     series.close()
+
+
+@pytest.mark.parametrize("change", [{"total": 1.7e308}, {"total": 1e300, "seconds": 1e-300}, {"total": 1e30}])
+def test_one_device_with_impossible_figures_spoils_no_sum(change: dict[str, float]) -> None:
+    fields = {"name": "serving_requests", "labels": {}, "start": NOW, "seconds": 10.0, "count": 1, "total": 5.0}
+    good, bad = Window(**fields), Window(**fields | change)
+    latest = LatestVitals()
+    latest.take("d-a", health(bad, good), NOW)
+    latest.take("d-b", health(bad), NOW)
+    latest.take("d-c", health(good), NOW)
+    summed = traffic(list(latest.all(["d-a", "d-b", "d-c"], NOW).values()))
+    assert (summed.reporting, summed.requests_per_s) == (2, 1.0)
+
+
+def test_what_a_device_says_of_its_causes_is_bounded() -> None:
+    long = window("throttling", 5, cause="x" * 100_000)
+    assert vitals_of([long], NOW) is None

@@ -22,7 +22,7 @@ def test_a_viewer_changes_nothing_of_the_fleet() -> None:
 
 
 def test_machines_are_narrow() -> None:
-    assert may("device") == {"artifacts.read"}
+    assert may("device") == {"artifacts.read", "certificates.renew"}
     assert may("builder") == {"artifacts.read", "artifacts.write", "builds.make", "builds.read", "models.read"}
     assert all(action.endswith(".read") for action in may("gateway"))
 
