@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tuf.api.metadata import TargetFile
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 
 from agent import durable
@@ -108,8 +109,21 @@ class _Client(Updater):
         self._trusted_set.reference_time = datetime.fromtimestamp(min(reference, _LATEST), UTC)
 
     def look_up(self, path: str) -> Target | None:
-        info = self.get_targetinfo(path)
+        try:
+            info = self.get_targetinfo(path)
+        except RepositoryError:
+            if self._unpublished(path):
+                return None
+            raise
         return None if info is None else _target(info, bool(self._trusted_set.root.consistent_snapshot))
+
+    def _unpublished(self, path: str) -> bool:
+        """Whether a role that ``path`` was given to has not signed anything yet: then nobody vouches for it."""
+        top = self._trusted_set.get("targets")
+        if not isinstance(top, Targets) or top.delegations is None:
+            return False
+        names = [name for name, _ in top.delegations.get_roles_for_target(path)]
+        return any(f"{name}.json" not in self._trusted_set.snapshot.meta for name in names)
 
     def trusted(self) -> Any:
         return self._trusted_set

@@ -335,6 +335,19 @@ def test_a_role_vouches_only_for_the_paths_that_were_given_to_it(device: Device,
     assert set(told.found.values()) == {None}
 
 
+def test_a_role_that_signed_nothing_yet_vouches_for_nothing(device: Device, repository: SignedRepository) -> None:
+    repository.delegate("targets", "pi4", ["builds/pi4/*/*"], terminating=True)
+    repository.delegate("targets", "pi5", ["builds/pi5/*/*"], terminating=True)
+    repository.add("pi5", "builds/pi5/digits/1", BODY)
+    repository.release("pi5", "targets")
+    told = device.accepts("builds/pi4/digits/1", "builds/pi5/digits/1")
+    assert told.found["builds/pi4/digits/1"] is None
+    assert told.found["builds/pi5/digits/1"]
+    repository.expire("pi5")
+    repository.release("pi5")
+    assert device.refuses("builds/pi4/digits/1", "builds/pi5/digits/1").code == "expired"
+
+
 def test_in_a_diamond_a_role_is_judged_by_who_leads_to_it(device: Device, repository: SignedRepository) -> None:
     """Two parents name one child with different keys; only the parent on the way there counts."""
     repository.delegate("targets", "left", ["left/*"], terminating=True)
