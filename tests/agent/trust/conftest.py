@@ -22,6 +22,7 @@ CODES = set(re.findall(r"(?m)(?:^ {4}|  )([a-z_]+)  +\w", refusals.__doc__ or ""
     "busy",
     "bad_address",
 }
+PATIENT = Pace(deadline=60.0, window=30.0)  # a slow machine is no slow server
 QUICK = Pace(deadline=5.0, window=0.4, minimum_bytes=1000)
 
 
@@ -34,7 +35,7 @@ class Device:
         self.now = repository.now
         self.request = Request(directory=str(directory), url=repository.url, root=repository.first_root)
 
-    def ask(self, *paths: str, pace: Pace = QUICK, **changes: Any) -> Refreshed | Failure:
+    def ask(self, *paths: str, pace: Pace = PATIENT, **changes: Any) -> Refreshed | Failure:
         request = msgspec.structs.replace(self.request, paths=list(paths), **changes)
         return answer(request, self.now, pace)
 
