@@ -1,7 +1,8 @@
 """The requests inside one open tunnel: frames to requests, answers to frames (wire 9.2, 9.3).
 
 Invariant: at most ``MAX_STREAMS`` requests and ``MAX_BUFFERED`` bytes of bodies at a time; each request is answered
-once, or cancelled by the gateway, or given up at its deadline. Only the listed paths are reachable.
+once, or cancelled by the gateway, or given up when its deadline passes before its answer begins. Only the listed paths
+are reachable.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ class Streams:
         headers["muster-deadline-ms"] = str(max(int(1000 * left), 1))
         try:
             answer = await self._handle(head.method, head.path, headers, body)
+            if stream.expiry is not None:  # on a slow link an answer is long on its way: who no longer wants it cancels
+                stream.expiry.cancel()
             await self._send(number, answer.status, answer.headers, answer.body)
         except Exception:  # one request's failure must not take the tunnel down; the gateway is told, the log keeps why
             log.exception("request failed", path=head.path)

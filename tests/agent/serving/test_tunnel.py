@@ -10,6 +10,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from agent.serving import streams
 from agent.serving.inward import Answer
 from agent.serving.refusal import RefusedError
 from agent.serving.streams import MAX_BODY, MAX_STREAMS
@@ -298,6 +299,28 @@ async def test_the_time_that_a_body_took_is_not_given_twice(gateway: Gateway, tu
     await connection.send(encode_frame(Frame(Kind.BODY, 1, b"", b"y", True)))
     assert (await answer(connection))[2] == b"xy"
     assert int(device.calls[0][2]["muster-deadline-ms"]) <= 4700
+
+
+async def test_an_answer_that_is_on_its_way_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "GRACE_SECONDS", 0.02)
+    taken: list[Frame] = []
+    slow = asyncio.Event()
+
+    async def put(frame: Frame) -> None:
+        taken.append(frame)
+        await slow.wait()  # a link that takes no more for now
+
+    async def large(*_: object) -> Answer:
+        return Answer(200, {}, b"x" * (2 * CHUNK))
+
+    made = streams.Streams(large, put)
+    head = RequestHead(method="GET", path="/v2", headers={}, deadline_ms=20, body_bytes=0)
+    await made.accept(Frame(Kind.REQUEST, 1, msgspec.json.encode(head), b"", end=True))
+    await asyncio.sleep(0.2)  # the deadline and the time of grace are long over
+    slow.set()
+    await asyncio.wait_for(made.answered(), 10)
+    assert b"".join(frame.body for frame in taken) == b"x" * (2 * CHUNK)
+    assert taken[-1].end
 
 
 async def test_a_failing_request_leaves_the_tunnel_open(gateway: Gateway, tunnel: Tunnel, device: Device) -> None:
