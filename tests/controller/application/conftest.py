@@ -1,0 +1,53 @@
+"""The whole application of a controller, as `app.py` puts it together, without its broker and without sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from controller.app import Control
+from controller.database.connection import Database
+from controller.installation import Installation, prepare
+from controller.settings import Settings
+from controller.tenants import store, tokens
+
+
+@dataclass
+class Application:
+    """The application and its first admin."""
+
+    control: Control
+    installation: Installation
+    admin: TestClient
+
+    @property
+    def database(self) -> Database:
+        return self.control._database
+
+    def stranger(self) -> TestClient:
+        return TestClient(self.control.api, raise_server_exceptions=False)
+
+    def client(self, role: str, tenant: str = "default") -> TestClient:
+        """Return a client with a token of ``role`` in ``tenant``, which is made when it is missing."""
+        with self.database.begin() as c:
+            if tenant not in store.tenant_names(c):
+                store.add_tenant(c, tenant, time.time())
+            token = tokens.make(c, tenant=tenant, name=role, role=role, now=time.time())
+        headers = {"Authorization": f"Bearer {token.text}"}
+        return TestClient(self.control.api, headers=headers, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Iterator[Application]:
+    settings = Settings(data=str(tmp_path / "data"), api_port=0, gateway_port=0, console_port=0, mqtt_port=0)
+    installation = prepare(settings, time.time())
+    control = Control(installation)
+    headers = {"Authorization": f"Bearer {installation.admin_token}"}
+    yield Application(control, installation, TestClient(control.api, headers=headers, raise_server_exceptions=False))
+    control._series.close()
+    control._database.close()
