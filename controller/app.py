@@ -57,7 +57,6 @@ from wire.topics import ACK, Channel
 from wire.version import __version__
 
 SEAL_SECONDS: Final = 1.0
-MAX_BODY_BYTES: Final = 2 * 1024**2  # of a request, where its route allows no more: read before anybody is recognised
 
 log = structlog.get_logger()
 
@@ -163,17 +162,13 @@ class Control:
     def _api(self) -> FastAPI:
         installation = self._installation
         api = FastAPI(
-            title="Muster",
-            version=__version__,
-            docs_url="/api/docs",
-            redoc_url=None,
-            openapi_url="/api/openapi.json",
-            max_body_size=MAX_BODY_BYTES,
+            title="Muster", version=__version__, docs_url="/api/docs", redoc_url=None, openapi_url="/api/openapi.json"
         )
         api.state.database = self._database
         api.state.settings = installation.settings
         api.state.series = self._series
         api.state.vitals = self._vitals
+        api.state.copies = self._reports.copies
         api.state.commands = self._commands
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")

@@ -15,6 +15,7 @@ CERTIFICATE_SECONDS: Final = 7 * DAY
 LOW_DISK_BYTES: Final = 256 * 1024**2
 LOW_MEMORY_BYTES: Final = 48 * 1024**2
 MAX_ERROR_SHARE: Final = 0.05
+MAX_COPIED: Final = 3  # told one by one
 Severity = Literal["bad", "warn"]
 
 
@@ -64,7 +65,12 @@ class DeviceSeen:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the fleet stands. ``serving_down``, ``expiring``, ``inconsistent``: numbers of devices."""
+    """How the fleet stands. ``serving_down``, ``expiring``, ``inconsistent``, ``noticing``: numbers of devices.
+
+    noticing: say that something keeps new builds from being installed. signatures: roles of the signed repository that
+    somebody must sign again soon, with when they expire. copied: devices whose identity two machines seem to use: id,
+    why, since.
+    """
 
     lost: int
     late: int
@@ -75,6 +81,8 @@ class Standing:
     rollouts: Sequence[RolloutSeen]
     failed_jobs: Sequence[JobSeen]
     devices: Sequence[DeviceSeen]
+    signatures: Sequence[tuple[str, float]] = ()
+    copied: Sequence[tuple[str, str, float]] = ()
 
 
 def attention(standing: Standing, now: float) -> list[Item]:
@@ -88,6 +96,11 @@ def _devices(standing: Standing, now: float) -> list[Item]:
     if standing.inconsistent:
         text = f"{_devices_word(standing.inconsistent)} could neither finish an update nor go back: look at the reasons"
         found.append(Item("bad", "inconsistent", text, "/rollouts"))
+    for device, why, since in standing.copied[:MAX_COPIED]:
+        found.append(Item("bad", "copied", f"{device}: {why}", f"/devices/{device}", since))
+    if len(standing.copied) > MAX_COPIED:
+        text = f"{_devices_word(len(standing.copied) - MAX_COPIED)} more whose identity two machines seem to use"
+        found.append(Item("bad", "copied", text, "/devices"))
     if standing.serving_down:
         found.append(
             Item("bad", "down", f"serving is down on {_devices_word(standing.serving_down)}", "/devices?state=online")
@@ -99,8 +112,8 @@ def _devices(standing: Standing, now: float) -> list[Item]:
         found.append(Item("warn", "late", text, "/devices?state=late"))
     if standing.expiring and standing.first_expiry is not None:
         over = standing.first_expiry <= now
-        words = "have expired" if over else "expire within a week"
-        text = f"the certificates of {_devices_word(standing.expiring)} {words}: enrol again"
+        words = "have expired: they renew when they are back within 90 days" if over else "expire within a week"
+        text = f"the certificates of {_devices_word(standing.expiring)} {words}; were these devices away for long?"
         found.append(Item("bad" if over else "warn", "certificate", text, "/devices?sort=enrolled"))
     throttled = sum(bool(device.throttling) for device in standing.devices)
     if throttled:

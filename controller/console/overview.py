@@ -18,6 +18,7 @@ from controller.console import attention as judged
 from controller.database.connection import Database
 from controller.database.http import database
 from controller.devices import list_store
+from controller.devices.copies import Copies
 from controller.errors import InvalidError
 from controller.rollouts import store as rollouts_store
 from controller.rollouts.model import LIVE
@@ -42,14 +43,16 @@ def overview(request: Request, principal: Reader, db: Db) -> dict[str, Any]:
     """Return how the caller's fleet stands now."""
     now, tenant = time.time(), principal.tenant
     latest = cast("LatestVitals", request.app.state.vitals)
+    suspected = cast("Copies", request.app.state.copies).all(now)
     with db.read() as connection:
         counts = list_store.counts_by_state(connection, tenant, now)
-        vitals = list(
-            latest.all(list_store.ids(connection, tenant, list_store.DeviceFilter(), now, MAX_DEVICES), now).values()
-        )
+        ids = list_store.ids(connection, tenant, list_store.DeviceFilter(), now, MAX_DEVICES)
+        vitals = list(latest.all(ids, now).values())
         rollouts = rollouts_store.rollouts_of(connection, tenant, MAX_ROLLOUTS)
         executions = rollouts_store.execution_counts(connection, [row.id for row in rollouts])
-        items = judged.attention(_standing(connection, tenant, counts, rollouts, vitals, now), now)
+        copied = [(one, suspected[one].reason, suspected[one].since) for one in ids if one in suspected]
+        standing = _standing(connection, tenant, counts, rollouts, vitals, copied, now)
+        items = judged.attention(standing, now)
         runs = _runs(connection, tenant)
     return {
         "devices": counts | {"total": sum(counts.values())},
@@ -87,6 +90,7 @@ def _standing(
     counts: Mapping[str, int],
     rollouts: Any,
     vitals: list[Vitals],
+    copied: list[tuple[str, str, float]],
     now: float,
 ) -> judged.Standing:
     expiring, first = list_store.with_certificates_until(connection, tenant, now + judged.CERTIFICATE_SECONDS)
@@ -95,6 +99,7 @@ def _standing(
         late=counts["late"],
         serving_down=list_store.with_serving_down(connection, tenant, now),
         inconsistent=rollouts_store.inconsistent_devices(connection, tenant),
+        copied=copied,
         expiring=expiring,
         first_expiry=first,
         rollouts=[

@@ -16,6 +16,7 @@ import structlog
 
 from controller.database.connection import Database
 from controller.devices import store
+from controller.devices.copies import Copies
 from controller.errors import UnavailableError
 from wire.codec import Message
 from wire.messages import Facts, Heartbeat, Reported, State
@@ -26,9 +27,10 @@ log = structlog.get_logger()
 
 
 class Reports:
-    """Handlers for the broker; ``run`` must run beside them."""
+    """Handlers for the broker; ``run`` must run beside them. ``copies``: which identities two machines seem to use."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+        self.copies = Copies()
         self._database = database
         self._clock = clock
         self._seen: dict[str, float] = {}  # bounded by the number of enrolled devices: the broker drops all others
@@ -44,6 +46,7 @@ class Reports:
 
     async def on_state(self, device: str, state: State) -> None:
         """Store whether the device is there. Raises UnavailableError when the database is away, as the others do."""
+        self.copies.note(device, state.boot, state.session, state.online, self._clock())
         await asyncio.to_thread(self._save_state, device, state)
 
     async def on_heartbeat(self, device: str, _heartbeat: Heartbeat) -> None:

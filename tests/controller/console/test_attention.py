@@ -32,6 +32,7 @@ def test_a_fleet_that_is_well_needs_nobody() -> None:
         ({"lost": 1}, "lost", "1 device lost"),
         ({"late": 1200}, "late", "1,200 devices late"),
         ({"serving_down": 2}, "down", "serving is down on 2 devices"),
+        ({"copied": (("d-1", "two machines use it", NOW),)}, "copied", "d-1: two machines use it"),
         ({"inconsistent": 1}, "inconsistent", "neither finish an update nor go back"),
         ({"expiring": 3, "first_expiry": NOW + CERTIFICATE_SECONDS / 2}, "certificate", "expire within a week"),
         ({"expiring": 3, "first_expiry": NOW - 1}, "certificate", "have expired"),
@@ -77,3 +78,10 @@ def test_the_worst_comes_first_then_the_newest() -> None:
     found = attention(dataclasses.replace(QUIET, late=1, rollouts=rollouts), NOW)
     assert [item.severity for item in found] == ["bad", "bad", "warn"]
     assert [item.href for item in found[:2]] == ["/rollouts/new", "/rollouts/old"]
+
+
+def test_many_copies_do_not_fill_the_list() -> None:
+    copied = tuple((f"d-{n}", "two machines use it", NOW) for n in range(12))
+    found = attention(dataclasses.replace(QUIET, copied=copied), NOW)
+    assert [item.kind for item in found] == ["copied"] * 4
+    assert any("9 devices more" in item.text for item in found)

@@ -62,7 +62,18 @@ def test_certificates_that_end_soon_need_a_person_unless_there_is_a_newer_one(se
             ],
         )
     (item,) = overview(served)["attention"]
-    assert item["text"] == "the certificates of 1 device expire within a week: enrol again"
+    assert item["text"].startswith("the certificates of 1 device expire within a week")
+
+
+def test_a_copied_identity_needs_a_person_of_its_own_tenant(served: Served) -> None:
+    served.add_devices([{"id": device_id(1), "name": "a"}, {"id": device_id(2), "name": "b"}])
+    copies, now = served.control._reports.copies, time.time()
+    for n in range(8):
+        copies.note(device_id(1), "ab"[n % 2], n, True, now)
+        copies.note(device_id(3), "ab"[n % 2], n, True, now)  # not a device of this tenant
+        copies.note(device_id(2), "b", n, True, now)
+    (item,) = overview(served)["attention"]
+    assert (item["kind"], item["href"]) == ("copied", f"/devices/{device_id(1)}")
 
 
 def test_traffic_is_what_devices_report_now_and_is_sampled_over_time(served: Served) -> None:
