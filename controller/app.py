@@ -57,6 +57,7 @@ from wire.topics import ACK, Channel
 from wire.version import __version__
 
 SEAL_SECONDS: Final = 1.0
+MAX_BODY_BYTES: Final = 2 * 1024**2  # of a request, where its route allows no more: read before anybody is recognised
 
 log = structlog.get_logger()
 
@@ -162,7 +163,12 @@ class Control:
     def _api(self) -> FastAPI:
         installation = self._installation
         api = FastAPI(
-            title="Muster", version=__version__, docs_url="/api/docs", redoc_url=None, openapi_url="/api/openapi.json"
+            title="Muster",
+            version=__version__,
+            docs_url="/api/docs",
+            redoc_url=None,
+            openapi_url="/api/openapi.json",
+            max_body_size=MAX_BODY_BYTES,
         )
         api.state.database = self._database
         api.state.settings = installation.settings

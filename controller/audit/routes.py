@@ -31,7 +31,7 @@ def audit_router(permit: Callable[[str], Callable[..., _Tenanted]]) -> APIRouter
     def trail(
         db: Annotated[Database, Depends(database)],
         principal: _Tenanted = reader,
-        before: Annotated[int | None, Query(ge=1)] = None,
+        before: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
         limit: Annotated[int, Query(ge=1, le=500)] = 100,
         q: Annotated[str | None, Query(max_length=100)] = None,
     ) -> dict[str, Any]:

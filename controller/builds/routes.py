@@ -43,6 +43,7 @@ from wire.envelope import PublicKey
 
 LEASE_SECONDS: Final = 60.0
 MAX_LISTED: Final = 1000
+STREAMED: Final = 2**63 - 1  # the application's bound is for bodies in memory; this one's is in the settings
 FOREVER: Final = "private, max-age=31536000, immutable"  # the address is the content's hash
 
 router = APIRouter(tags=["builds"])
@@ -68,7 +69,7 @@ Builder = Annotated[Principal, Depends(permit("builds.make"))]
 Hash = Annotated[Sha256, Path()]
 
 
-@router.put("/api/v1/artifacts/{sha256}", status_code=201)
+@router.put("/api/v1/artifacts/{sha256}", status_code=201, max_body_size=STREAMED)
 async def put_artifact(
     sha256: Hash,
     request: Request,
@@ -91,7 +92,7 @@ async def put_artifact(
     return {"sha256": sha256, "size": size}
 
 
-@router.post("/api/v1/artifacts", status_code=201)
+@router.post("/api/v1/artifacts", status_code=201, max_body_size=STREAMED)
 async def post_artifact(
     request: Request, principal: Annotated[Principal, Depends(permit("artifacts.write"))], db: Db, artifacts: Artifacts
 ) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def playground_router(playground: Callable[[], Playground], database: Callable[[
         told, _ = await playground().ask("GET", f"/v2/models/{name}", _credential(request), None)
         return told
 
-    @router.post("/models/{name}/infer")
+    @router.post("/models/{name}/infer", max_body_size=2 * MAX_BODY)  # over MAX_BODY the answer says what to do
     async def infer(name: Model, request: Request, principal: Asker) -> dict[str, Any]:
         """Send a V2 inference request in JSON; say who answered, and where the time went (milliseconds)."""
         body = bytearray()

@@ -18,6 +18,7 @@ from controller.database.http import database
 from controller.devices import command_store
 from controller.devices.commands import CommandSender
 from controller.devices.list_routes import MAX_IDS, FilterDocument, Id, matching
+from controller.devices.store import find_device
 from controller.errors import NotFoundError
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit
@@ -83,6 +84,8 @@ def command_devices(asked: CommandsRequest, principal: Writer, db: Db, sending: 
 def list_commands(device: str, principal: Reader, db: Db) -> dict[str, Any]:
     """Return a device's commands, the newest first, without the texts of their answers."""
     with db.read() as connection:
+        if find_device(connection, principal.tenant, device) is None:
+            raise NotFoundError(f"there is no device {device!r}", "no_device")
         rows = command_store.of_device(connection, principal.tenant, device, MAX_LISTED)
     return {"commands": [dict(row._mapping) for row in rows]}
 

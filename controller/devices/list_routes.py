@@ -21,7 +21,7 @@ from controller.audit.store import record
 from controller.database.connection import Database
 from controller.database.http import database
 from controller.devices import list_store
-from controller.devices.list_store import ORDERS, Cursor, DeviceFilter
+from controller.devices.list_store import BY_WORD, ORDERS, Cursor, DeviceFilter
 from controller.devices.presence import PresenceState, presence
 from controller.devices.store import DeviceRow
 from controller.errors import InvalidError, NotFoundError
@@ -30,6 +30,7 @@ from controller.tenants.guard import permit
 
 MAX_PAGE: Final = 500
 MAX_IDS: Final = 10_000  # as many as a rollout's selector names
+MAX_TAGS: Final = 32  # of one device
 VITALS: Final = (
     *("requests_per_s", "errors_per_s", "p50_ms", "p95_ms", "queued", "cpu", "load"),
     *("memory_available_bytes", "disk_free_bytes", "temperature_celsius"),
@@ -108,7 +109,7 @@ class DeviceChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str | None = Field(default=None, pattern=r"^[^\x00-\x1f\x7f]{1,63}$")
-    tags: list[Tag] | None = Field(default=None, max_length=32)
+    tags: list[Tag] | None = Field(default=None, max_length=MAX_TAGS)
 
 
 def read_vitals(request: Request) -> ReadVitals:
@@ -136,6 +137,8 @@ def list_devices(asked: Annotated[ListQuery, Query()], principal: Reader, db: Db
     with db.read() as connection:
         total = list_store.count(connection, principal.tenant, wanted, now)
         if order in ORDERS:
+            if after is not None and not isinstance(after.value, str if order in BY_WORD else float):
+                raise InvalidError("after: this is no cursor of this order", "bad_cursor")
             rows: Sequence[DeviceRow] = list_store.page(
                 *(connection, principal.tenant, wanted, now),
                 order=order,
@@ -177,6 +180,12 @@ def change_tags(asked: TagRequest, principal: Writer, db: Db) -> dict[str, Any]:
     with db.begin() as connection:
         ids = asked.devices or matching(connection, principal, (asked.filter or FilterDocument()).value())
         rows = list_store.rows_of(connection, principal.tenant, ids)
+        full = [row for row in rows.values() if asked.tag not in row.tags and len(row.tags) >= MAX_TAGS]
+        if asked.action == "tag" and full:
+            raise InvalidError(
+                f"{len(full)} of these devices have {MAX_TAGS} tags already, {full[0].name!r} first: take one away",
+                "too_many_tags",
+            )
         change = list_store.add_tag if asked.action == "tag" else list_store.remove_tag
         changed = change(connection, rows.values(), asked.tag)
         record(

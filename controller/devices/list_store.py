@@ -27,6 +27,7 @@ ORDERS: Final[Mapping[str, ColumnElement[Any]]] = {
     "last_seen": func.coalesce(devices.c.last_seen, 0.0),
     "enrolled": devices.c.enrolled,
 }
+BY_WORD: Final = frozenset({"id", "name", "profile"})  # the other orders are by a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,13 @@ def with_serving_down(connection: Connection, tenant: str, now: float) -> int:
     """Return how many present devices say that their serving is down."""
     down = func.json_extract(devices.c.reported, "$.serving") == "down"
     conditions = [*_conditions(tenant, DeviceFilter(state=PresenceState.ONLINE), now), down]
+    return connection.execute(select(func.count()).select_from(devices).where(*conditions)).scalar_one()
+
+
+def with_notices(connection: Connection, tenant: str, now: float) -> int:
+    """Return how many present devices say that something keeps builds from being installed."""
+    some = func.json_array_length(devices.c.reported, "$.notices") > 0
+    conditions = [*_conditions(tenant, DeviceFilter(state=PresenceState.ONLINE), now), some]
     return connection.execute(select(func.count()).select_from(devices).where(*conditions)).scalar_one()
 
 

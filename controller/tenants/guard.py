@@ -158,7 +158,11 @@ async def _answer_invalid(connection: HTTPConnection, error: Exception) -> Respo
 
 async def _answer_http(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "there is nothing at this address", 405: "this address does not take that method"}
+    words = {
+        404: "there is nothing at this address",
+        405: "this address does not take that method",
+        413: "this request is larger than this address takes",
+    }
     message = words.get(error.status_code, str(error.detail))
     return await _answer(connection, error.status_code, message, f"http_{error.status_code}", error.headers)
 

@@ -26,8 +26,8 @@ PREFIX: Final = "mut"
 DEFAULT_TENANT: Final = "default"
 LOGIN_SECONDS: Final = 300.0
 SESSION_SECONDS: Final = 12 * 3600.0
-_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-_TEXT: Final = re.compile(rf"^{PREFIX}\.([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})$")
+_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_TEXT: Final = re.compile(rf"^{PREFIX}\.([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,11 @@ def public(*keys: envelope.PrivateKey) -> list[str]:
     return [envelope.encode_public_key(key.public_key()) for key in keys]
 
 
-PINNED = Pinned(TrustBundle(ca_pem="", builder_keys=public(BUILDER, SECOND_BUILDER), assignment_keys=public(ASSIGNER)))
+PINNED = Pinned(
+    TrustBundle(
+        ca_pem="", builder_keys=public(BUILDER, SECOND_BUILDER), assignment_keys=public(ASSIGNER), tuf_root=b"{}"
+    )
+)
 ASSIGNMENT = codec.encode(
     Assignment(
         device="d-" + "a" * 26, epoch=1, number=1, issued=0, expires=1,
@@ -100,4 +104,4 @@ def test_a_signed_payload_of_a_wrong_form_or_version_is_told_apart() -> None:
 
 def test_a_bundle_whose_keys_cannot_be_read_is_refused() -> None:
     with pytest.raises(TrustError):
-        Pinned(TrustBundle(ca_pem="", builder_keys=["bm90IGEga2V5"], assignment_keys=public(ASSIGNER)))
+        Pinned(TrustBundle(ca_pem="", builder_keys=["bm90IGEga2V5"], assignment_keys=public(ASSIGNER), tuf_root=b"{}"))

@@ -187,3 +187,18 @@ def test_a_viewer_reads_and_changes_nothing(api: Any, fleet: dict[str, str]) -> 
     assert viewer.get("/api/v1/devices").status_code == 200
     assert viewer.patch(f"/api/v1/devices/{fleet['alpha']}", json={"name": "x"}).status_code == 403
     assert viewer.post("/api/v1/devices/tags", json={"action": "tag", "tag": "x", "filter": {}}).status_code == 403
+
+
+def test_a_device_has_a_bounded_number_of_tags_however_they_come(api: Any, fleet: dict[str, str]) -> None:
+    for number in range(list_routes.MAX_TAGS):
+        given = api.admin.post(
+            "/api/v1/devices/tags", json={"action": "tag", "tag": f"t{number}", "filter": {"q": "echo"}}
+        )
+        assert given.json() == {"devices": 1, "changed": 1}
+    body = {"action": "tag", "tag": "one-more", "filter": {}}
+    refused = api.admin.post("/api/v1/devices/tags", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "too_many_tags")
+    assert "echo" in refused.json()["error"]
+    assert listed(api, tag="one-more") == [], "all or none"
+    again = api.admin.post("/api/v1/devices/tags", json=body | {"tag": "t0"})
+    assert again.json() == {"devices": 5, "changed": 4}, "those that have it already are no obstacle"
