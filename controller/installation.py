@@ -33,6 +33,7 @@ from wire.enrolment import TrustBundle, bundle_bytes
 from wire.envelope import PrivateKey, PublicKey, decode_public_key, key_id
 from wire.errors import WireError
 
+_FIRST_ADMIN: Final = "keys/first-admin-token"
 PORT_NAMES: Final = ("api_port", "gateway_port", "console_port", "mqtt_port")
 
 
@@ -49,7 +50,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 class Installation:
     """Everything the roles need to know of this data directory.
 
-    admin_token: only at the very first start, to be shown once. builder_keys: public, by key id.
+    admin_token: the first one, until it was shown (``admin_token_shown``). builder_keys: public, by key id.
     """
 
     settings: Settings
@@ -131,6 +132,10 @@ class Installation:
         """Where the builder's API token lies."""
         return self.data / "builder" / "token"
 
+    def admin_token_shown(self) -> None:
+        """Forget the first admin token: whoever started the controller has it now."""
+        (self.data / _FIRST_ADMIN).unlink(missing_ok=True)
+
 
 def prepare(settings: Settings, now: float) -> Installation:
     """Make what is missing in the data directory and return all of it.
@@ -152,7 +157,7 @@ def prepare(settings: Settings, now: float) -> Installation:
     database = Database(data / "state.db")
     try:
         database.migrate()
-        admin_token = tokens.first_start(database, now)
+        admin_token = _first_admin(database, data / _FIRST_ADMIN, now)
         _builder_token(database, data / "builder" / "token", now)
     finally:
         database.close()
@@ -223,6 +228,14 @@ def write_private_bytes(file: Path, content: bytes, mode: int = 0o600) -> None:
         output.flush()
         os.fsync(output.fileno())
     beside.replace(file)
+
+
+def _first_admin(database: Database, file: Path, now: float) -> str | None:
+    """The first admin token, kept until it was shown: a start that fails after it was made must not lose it."""
+    tokens.first_start(database, now, lambda text: write_private_bytes(file, text.encode()))
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text()
+    return None
 
 
 def _builder_token(database: Database, file: Path, now: float) -> None:

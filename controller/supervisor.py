@@ -21,10 +21,12 @@ from typing import Final
 import structlog
 
 STOP_SECONDS: Final = 10.0
+COULD_NOT_START: Final = 127  # as a shell says it
 FIRST_DELAY: Final = 0.2
 LONGEST_DELAY: Final = 15.0
 STEADY_SECONDS: Final = 30.0  # a child that ran this long begins again with a short delay
 LOG_BYTES: Final = 8 * 1024**2
+LOOK_SECONDS: Final = 30.0  # at the size of the logs of those that run
 
 log = structlog.get_logger()
 
@@ -79,7 +81,11 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            status = await self._run_once(child)
+            try:
+                status = await self._run_once(child)
+            except OSError as error:  # no memory, no file, no program: it may be there again at the next try
+                status = COULD_NOT_START
+                log.warning("a process could not be started", name=child.name, error=str(error))
             if self._stop.is_set():
                 return
             lived = time.monotonic() - began
@@ -112,7 +118,9 @@ class Supervisor:
         ended = asyncio.create_task(process.wait())
         asked = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+            while not (ended.done() or asked.done()):
+                await asyncio.wait({ended, asked}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                trim(child.log)
             if not ended.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
@@ -128,8 +136,8 @@ class Supervisor:
 
 
 def trim(file: Path) -> None:
-    """Keep the last half of a log that grew past its bound."""
-    with contextlib.suppress(FileNotFoundError):
+    """Keep the last half of a log that grew past its bound; who writes to its end goes on at the new one."""
+    with contextlib.suppress(OSError):  # a log is not worth a process
         if file.stat().st_size > LOG_BYTES:
             data = file.read_bytes()[-LOG_BYTES // 2 :]
             file.write_bytes(data[data.find(b"\n") + 1 :])

@@ -42,6 +42,7 @@ def up(data_directory: DataOption = None, settings_file: SettingsOption = None) 
             write_login(login_file(), login_of(installation, installation.admin_token))
             say(f"first start: the admin token is kept in {login_file()} and shown this once:")
             show_text(installation.admin_token)
+            installation.admin_token_shown()
         say(f"API {installation.api_url}  gateway {installation.gateway_url}")
         say(f"console: `muster login` opens {installation.console_url}")
 

@@ -132,4 +132,5 @@ def _login(data: Path, installation: Installation) -> Login:
                 f"{file} is missing, and its token cannot be shown again: remove {data} to begin anew", "no_login"
             ) from error
     write_login(file, login)
+    installation.admin_token_shown()
     return login

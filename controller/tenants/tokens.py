@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,8 +135,11 @@ def close_session(connection: Connection, text: str) -> None:
     store.end_session(connection, sha256(text))
 
 
-def first_start(database: Database, now: float) -> str | None:
-    """Make the first tenant and its admin token; return the token's text this once, None on every later start."""
+def first_start(database: Database, now: float, keep: Callable[[str], None] = lambda text: None) -> str | None:
+    """Make the first tenant and its admin token; return the token's text this once, None on every later start.
+
+    ``keep`` gets the text before it holds: a token that nobody knows would lock everybody out for good.
+    """
     with database.begin() as connection:
         if store.tenant_names(connection):
             return None
@@ -149,6 +153,7 @@ def first_start(database: Database, now: float) -> str | None:
             thing=f"token:{token.id}",
             at=now,
         )
+        keep(token.text)
     return token.text
 
 

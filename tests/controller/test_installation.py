@@ -26,7 +26,9 @@ def installed(path: Path, now: float = NOW) -> Installation:
 def test_a_second_start_finds_what_the_first_made(tmp_path: Path) -> None:
     first, second = installed(tmp_path / "data"), installed(tmp_path / "data", NOW + 60)
     assert first.admin_token is not None
-    assert second.admin_token is None
+    assert second.admin_token == first.admin_token, "a first start that failed half way must not lose it"
+    second.admin_token_shown()
+    assert installed(tmp_path / "data", NOW + 120).admin_token is None
     assert (first.ports, first.trust_bundle, first.session_key) == (
         second.ports,
         second.trust_bundle,

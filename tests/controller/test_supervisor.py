@@ -78,6 +78,43 @@ async def test_a_start_that_fails_at_once_is_told(tmp_path: Path) -> None:
     await supervisor.end()
 
 
+async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    told: list[int] = []
+    supervisor = Supervisor(asyncio.Event(), lambda one, status: told.append(status))
+    program = tmp_path / "program"
+    one = Child(name="child", command=[str(program)], log=tmp_path / "log")
+    supervisor.start(one)
+    await until(lambda: told)
+    assert told[0] == 127
+    fresh = tmp_path / "fresh"
+    fresh.write_text("#!/bin/sh\necho up; exec sleep 60\n")
+    fresh.chmod(0o755)
+    fresh.rename(program)
+    await until(lambda: one.log.exists() and "up" in one.log.read_text())
+    await supervisor.end()
+
+
+async def test_the_log_of_a_child_that_runs_for_long_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.supervisor.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("controller.supervisor.LOG_BYTES", 4096)
+    supervisor = Supervisor(asyncio.Event())
+    code = "import time\nfor n in range(10**6): print('line', n, flush=True); time.sleep(0.0005)"
+    one = child(tmp_path, code)
+    supervisor.start(one)
+    await until(lambda: one.log.exists() and one.log.read_bytes().startswith(b"line ") and _first(one.log) > 1000)
+    assert one.log.stat().st_size < 100_000
+    assert b"\0" not in one.log.read_bytes(), "the child writes at the new end"
+    assert one.restarts == 0
+    await supervisor.end()
+
+
+def _first(log: Path) -> int:
+    words = log.read_bytes().split(b"\n")[0].split()
+    return int(words[1]) if len(words) == 2 else 0
+
+
 def test_delays_grow_and_are_bounded() -> None:
     rng = random.Random(1)
     delays = [max(delay_before(n, rng) for _ in range(50)) for n in range(1, 12)]
