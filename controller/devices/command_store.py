@@ -58,7 +58,7 @@ def due(connection: Connection, now: float, again_before: float, limit: int) -> 
             commands.c.expires > now,
             devices.c.revoked.is_(None),
             devices.c.online,
-            or_(commands.c.sent.is_(None), commands.c.sent < again_before),
+            or_(commands.c.sent.is_(None), commands.c.sent < again_before, commands.c.sent > now),
         )
         .order_by(commands.c.created)
         .limit(limit)

@@ -88,7 +88,7 @@ class Reports:
 
     def _save_reported(self, device: str, reported: Reported) -> None:
         with self._database.begin() as connection:
-            store.save_reported(connection, device, reported, _builtins(reported))
+            store.save_reported(connection, device, reported, _builtins(reported), self._clock())
 
     def _save_seen(self, seen: dict[str, float]) -> None:
         with self._database.begin() as connection:

@@ -20,6 +20,7 @@ from controller.devices.sequence import Duplicate, Fresh, Gap, Held
 from controller.errors import NotFoundError
 from wire.messages import Facts, Reported, State
 
+CLOCKS_DIFFER: Final = 60.0  # seconds: what lies further ahead was written under a clock that was wrong
 DeviceRow = Row[*tuple[Any, ...]]
 _SHOWN: Final = [
     column for column in devices.c if column.name not in ("public_key", "join_token", "stream", "sequence")
@@ -182,7 +183,8 @@ def save_state(connection: Connection, device: str, state: State, now: float) ->
 
     Only the state of a new connection counts as having heard the device: retained ones are repeated by the broker.
     """
-    row = connection.execute(select(devices.c.boot, devices.c.session).where(devices.c.id == device)).one_or_none()
+    held = select(devices.c.boot, devices.c.session, devices.c.reported).where(devices.c.id == device)
+    row = connection.execute(held).one_or_none()
     if row is None or not supersedes(state.boot, state.session, row.boot, row.session):
         return
     values: dict[str, Any] = {
@@ -193,6 +195,9 @@ def save_state(connection: Connection, device: str, state: State, now: float) ->
     }
     if state.online and (state.boot, state.session) != (row.boot, row.session):
         values["last_seen"] = now
+        if row.reported is not None:
+            # a device says again what it runs when it connects, and its clock may have been put back meanwhile
+            values["reported"] = dict(row.reported) | {"at": 0.0}
     connection.execute(update(devices).where(devices.c.id == device).values(values))
 
 
@@ -205,10 +210,13 @@ def save_facts(connection: Connection, device: str, facts: Facts, builtins: Mapp
     )
 
 
-def save_reported(connection: Connection, device: str, reported: Reported, builtins: Mapping[str, Any]) -> None:
+def save_reported(
+    connection: Connection, device: str, reported: Reported, builtins: Mapping[str, Any], now: float
+) -> None:
     """Store Reported (wire 4.6) as ``builtins``, unless a later one is held."""
     held = connection.execute(select(devices.c.reported).where(devices.c.id == device)).scalar_one_or_none()
-    if held is not None and held.get("at", 0.0) > reported.at and held.get("number", 0) >= reported.number:
+    older = held is not None and reported.at < held.get("at", 0.0) <= now + CLOCKS_DIFFER
+    if older and held.get("number", 0) >= reported.number:
         return
     connection.execute(update(devices).where(devices.c.id == device).values(reported=dict(builtins)))
 
@@ -218,7 +226,14 @@ def save_seen(connection: Connection, seen: Mapping[str, float]) -> None:
     for device, at in seen.items():
         connection.execute(
             update(devices)
-            .where(devices.c.id == device, or_(devices.c.last_seen.is_(None), devices.c.last_seen < at))
+            .where(
+                devices.c.id == device,
+                or_(
+                    devices.c.last_seen.is_(None),
+                    devices.c.last_seen < at,
+                    devices.c.last_seen > at + CLOCKS_DIFFER,  # or a dead device would look alive until then
+                ),
+            )
             .values(last_seen=at)
         )
 

@@ -10,6 +10,7 @@ In them p50 is the mean of the windows' medians weighted by samples, p95 and p99
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -109,6 +110,7 @@ class Series:
         self._touched: set[int] = set()  # series that get points in this transaction
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._writer = _open(path)
             for statement in (_SCHEMA, *(_ROLLED.format(table=table) + ";" for table, _ in _STEPS)):
                 self._writer.executescript(statement)

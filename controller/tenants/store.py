@@ -6,11 +6,13 @@ Invariant: no secret is stored, only its SHA-256. Decides nothing: `tokens.py` j
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from controller.database.tables import api_tokens, login_codes, sessions, tenants
 
+MAX_SESSIONS: Final = 50  # of one token, and as many login codes
 TokenRow = Row[tuple[str, str, str, str, str, float, float | None, float | None]]
 
 
@@ -55,8 +57,9 @@ def find_token(connection: Connection, token: str) -> TokenRow | None:
 
 
 def tokens_of(connection: Connection, tenant: str, limit: int) -> Sequence[TokenRow]:
-    """Return a tenant's API tokens, the oldest first."""
-    statement = select(api_tokens).where(api_tokens.c.tenant == tenant).order_by(api_tokens.c.created).limit(limit)
+    """Return a tenant's API tokens, those that were not revoked before the others, and of these the newest first."""
+    order = (api_tokens.c.revoked.is_not(None), api_tokens.c.created.desc(), api_tokens.c.id)
+    statement = select(api_tokens).where(api_tokens.c.tenant == tenant).order_by(*order).limit(limit)
     return connection.execute(statement).all()
 
 
@@ -82,8 +85,13 @@ def revoke_token(connection: Connection, token: str, now: float) -> None:
 
 
 def add_login_code(connection: Connection, code_sha256: str, token: str, expires: float, now: float) -> None:
-    """Store a login code; drop those that have expired."""
+    """Store a login code; drop those that have expired, and the oldest of a token with too many."""
     connection.execute(delete(login_codes).where(login_codes.c.expires <= now))
+    newest = select(login_codes.c.code_sha256).where(login_codes.c.token_id == token)
+    kept = newest.order_by(login_codes.c.expires.desc()).limit(MAX_SESSIONS - 1)
+    connection.execute(
+        delete(login_codes).where(login_codes.c.token_id == token, login_codes.c.code_sha256.not_in(kept))
+    )
     connection.execute(insert(login_codes).values(code_sha256=code_sha256, token_id=token, expires=expires))
 
 
@@ -99,8 +107,11 @@ def use_login_code(connection: Connection, code_sha256: str, now: float) -> str 
 
 
 def add_session(connection: Connection, id_sha256: str, token: str, expires: float, now: float) -> None:
-    """Store a console session; drop those that have expired."""
+    """Store a console session; drop those that have expired, and the oldest of a token with too many."""
     connection.execute(delete(sessions).where(sessions.c.expires <= now))
+    newest = select(sessions.c.id_sha256).where(sessions.c.token_id == token)
+    kept = newest.order_by(sessions.c.expires.desc()).limit(MAX_SESSIONS - 1)
+    connection.execute(delete(sessions).where(sessions.c.token_id == token, sessions.c.id_sha256.not_in(kept)))
     connection.execute(insert(sessions).values(id_sha256=id_sha256, token_id=token, expires=expires))
 
 

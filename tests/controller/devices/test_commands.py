@@ -143,6 +143,16 @@ def test_mistakes_are_explained(api: Any, sending: Sending) -> None:
     assert api.client("viewer").post(f"/api/v1/devices/{device}/commands", json={"kind": "logs"}).status_code == 403
 
 
+async def test_a_command_is_sent_again_when_the_clock_was_put_back(api: Any, sending: Sending) -> None:
+    device = api.enrolled()
+    connect(api, device)
+    api.admin.post(f"/api/v1/devices/{device}/commands", json={"kind": "logs"})
+    await sending.sender.look()
+    sending.now -= 86_400
+    await sending.sender.look()
+    assert len(sending.sent) == 2
+
+
 def test_another_tenant_commands_and_sees_nothing(api: Any, sending: Sending) -> None:
     device = api.enrolled()
     command = api.admin.post(f"/api/v1/devices/{device}/commands", json={"kind": "logs"}).json()["id"]

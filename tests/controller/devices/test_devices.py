@@ -81,6 +81,23 @@ async def test_old_news_changes_nothing(api: Any) -> None:
     assert row(api, device).reported["number"] == 5
 
 
+async def test_a_clock_that_was_put_back_silences_nothing(api: Any) -> None:
+    device = await asyncio.to_thread(api.enrolled)
+    clock = [NOW + 86_400]  # the controller's clock was a day ahead
+    reports = Reports(api.db, lambda: clock[0])
+    await reports.on_state(device, state(2))
+    await reports.on_reported(device, reported(5, NOW + 86_400))
+    clock[0] = NOW
+    await reports.on_heartbeat(device, Heartbeat(at=1.0, session=1))
+    await reports.flush()
+    assert row(api, device).last_seen == NOW, "else it looks alive for a day, whatever happens to it"
+    await reports.on_reported(device, reported(5, NOW))
+    assert row(api, device).reported["at"] == NOW
+    await reports.on_state(device, state(3))
+    await reports.on_reported(device, reported(5, 12.0))  # the device began anew, in 1970
+    assert row(api, device).reported["at"] == 12.0
+
+
 async def test_heartbeats_of_a_busy_moment_are_kept(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = await asyncio.to_thread(api.enrolled)
     reports = Reports(api.db, lambda: NOW)

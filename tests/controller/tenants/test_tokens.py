@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from controller.database.connection import Database
 from controller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
-from controller.tenants import tokens
+from controller.tenants import store, tokens
 from controller.tenants.guard import SESSION_COOKIE, install_errors, require_declared
 from controller.tenants.routes import router
 
@@ -114,6 +114,33 @@ def test_a_revoked_tokens_sessions_end(db: Database, admin: str) -> None:
             tokens.verify_session(c, session, NOW)
         with pytest.raises(UnauthenticatedError):
             tokens.open_session(c, waiting, NOW)
+
+
+def test_sessions_and_login_codes_of_a_token_are_bounded(db: Database, admin: str) -> None:
+    with db.begin() as c:
+        token = admin.split(".")[1]
+        codes = [tokens.make_login_code(c, token, NOW + n) for n in range(store.MAX_SESSIONS + 5)]
+        with pytest.raises(UnauthenticatedError):
+            tokens.open_session(c, codes[4], NOW + 60)
+        made = [tokens.begin_session(c, token, NOW + n) for n in range(store.MAX_SESSIONS + 5)]
+        for number, text in enumerate(made):
+            if number < 5:
+                with pytest.raises(UnauthenticatedError):
+                    tokens.verify_session(c, text, NOW + 60)
+            else:
+                tokens.verify_session(c, text, NOW + 60)
+        assert tokens.verify_session(c, tokens.open_session(c, codes[5], NOW + 60), NOW + 61)
+
+
+def test_the_newest_tokens_are_listed_whatever_was_made_before(
+    client: TestClient, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.tenants.routes.MAX_LISTED", 3)
+    with db.begin() as c:
+        for number in range(6):
+            made = tokens.make(c, tenant="default", name=f"n{number}", role="viewer", now=time.time() + number)
+        tokens.revoke(c, "default", made.id, time.time())
+    assert [row["name"] for row in client.get("/api/v1/tokens").json()["tokens"]] == ["n4", "n3", "n2"]
 
 
 def test_tokens_over_http(client: TestClient) -> None:
