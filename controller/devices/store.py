@@ -215,8 +215,8 @@ def save_reported(
 ) -> None:
     """Store Reported (wire 4.6) as ``builtins``, unless a later one is held."""
     held = connection.execute(select(devices.c.reported).where(devices.c.id == device)).scalar_one_or_none()
-    older = held is not None and reported.at < held.get("at", 0.0) <= now + CLOCKS_DIFFER
-    if older and held.get("number", 0) >= reported.number:
+    at, number = (0.0, -1) if held is None else (held.get("at", 0.0), held.get("number", 0))
+    if reported.at < at <= now + CLOCKS_DIFFER and reported.number <= number:
         return
     connection.execute(update(devices).where(devices.c.id == device).values(reported=dict(builtins)))
 
