@@ -29,6 +29,7 @@ from controller.routing.metrics import Metrics
 from wire.tunnel import MAX_FRAME
 
 MAX_TUNNELS: Final = 20_000
+FEW_TUNNELS: Final = 10_000  # fewer are worth a warning
 FILES: Final = 32_768  # open sockets and files that the gateway wants: its tunnels, its clients' connections …
 TUNNEL_SHARE: Final = 0.75  # … of which tunnels leave so many to clients, where the system gives it fewer
 MAX_HELD: Final = 256 * 1024 * 1024  # bytes of bodies of all requests together …
@@ -66,7 +67,7 @@ async def run_gateway(
         view = FleetView(database_path)
         files = allow_connections(FILES)
         tunnels = min(MAX_TUNNELS, int(files * TUNNEL_SHARE))
-        if tunnels < MAX_TUNNELS:
+        if tunnels < FEW_TUNNELS:
             log.warning(
                 "fewer devices than usual can connect: the limit of open files (ulimit -n) is low", devices=tunnels
             )

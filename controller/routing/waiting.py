@@ -16,6 +16,7 @@ from controller.routing.attempt import Outcome, Try
 from controller.routing.streams import Stream
 
 WATCH_AFTER: Final = 0.05  # seconds: requests that are answered sooner need nobody who looks for their client
+HICCUP: Final = 0.1  # seconds by which a timer is late when this process had no time
 
 
 class ClientWatch:
@@ -49,23 +50,32 @@ class ClientWatch:
 class Patience:
     """Settles ``stream`` as out of time when nothing of it moved for ``step.timeout``, or after ``step.limit``."""
 
-    __slots__ = ("_end", "_loop", "_moved", "_step", "_stream", "_timer")
+    __slots__ = ("_due", "_end", "_loop", "_moved", "_step", "_stream", "_timer")
 
     def __init__(self, stream: Stream, step: Try) -> None:
         self._stream, self._step = stream, step
         self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + step.limit
+        now = self._loop.time()
+        self._end = now + step.limit
+        self._due = now + step.timeout
         self._moved = 0
-        self._timer = self._loop.call_later(step.timeout, self._look)
+        self._timer = self._loop.call_at(self._due, self._look)
 
     def stop(self) -> None:
         """Look no longer."""
         self._timer.cancel()
 
     def _look(self) -> None:
-        left = self._end - self._loop.time()
+        now = self._loop.time()
         before, self._moved = self._moved, self._stream.moved
-        if self._moved == before or left <= 0:
-            self._stream.end(Outcome.TIMEOUT)
+        if now >= self._end:
+            return self._stream.end(Outcome.TIMEOUT)
+        if now - self._due > HICCUP:  # this process slept, not the device: its answer may lie unread in the socket
+            self._due = now + HICCUP
+        elif self._moved != before:
+            self._due = now + self._step.timeout
         else:
-            self._timer = self._loop.call_later(min(self._step.timeout, left), self._look)
+            return self._stream.end(Outcome.TIMEOUT)
+        self._due = min(self._due, self._end)
+        self._timer = self._loop.call_at(self._due, self._look)
+        return None

@@ -251,6 +251,19 @@ async def test_a_device_is_told_how_long_the_answer_is_of_use(house):
     assert 500 < device.asked[0].head.deadline_ms <= 700
 
 
+async def test_devices_are_not_blamed_when_the_gateway_itself_had_no_time(house):
+    async def stops_the_world(device, asked):
+        await device.answer(asked.stream, 200, b"in time")
+        time.sleep(1.2)  # the gateway, in this same loop, can read it only when its patience is over
+
+    for _ in range(2):
+        await house.join(respond=stops_the_world)
+    await house.until_ready()
+    answer = await house.infer()
+    assert (answer.content, answer.headers["muster-attempts"]) == (b"in time", "1")
+    assert await house.metric("muster_gateway_suspects_total") == 0
+
+
 async def test_a_large_request_is_not_hurried_by_the_time_it_takes_to_arrive(house):
     devices = [await house.join() for _ in range(2)]
     await house.until_ready()
