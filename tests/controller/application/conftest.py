@@ -35,8 +35,12 @@ class Application:
     def client(self, role: str, tenant: str = "default") -> TestClient:
         """Return a client with a token of ``role`` in ``tenant``, which is made when it is missing."""
         with self.database.begin() as c:
-            if tenant not in store.tenant_names(c):
+            missing = tenant not in store.tenant_names(c)
+            if missing:
                 store.add_tenant(c, tenant, time.time())
+        if missing:
+            prepare(self.installation.settings, time.time())  # as the next start does
+        with self.database.begin() as c:
             token = tokens.make(c, tenant=tenant, name=role, role=role, now=time.time())
         headers = {"Authorization": f"Bearer {token.text}"}
         return TestClient(self.control.api, headers=headers, raise_server_exceptions=False)
