@@ -44,6 +44,8 @@ from agent.status import Status
 from agent.supervision.process import ServingProcess
 from agent.supervision.trial import run_trial
 from agent.trust.pinned import Pinned
+from agent.trust.repository import Repository
+from agent.trust.voucher import Voucher
 from agent.updates.loop import Updates
 from agent.updates.precheck import Capabilities
 from wire import topics
@@ -52,6 +54,7 @@ from wire.messages import ExecutionReport, Facts, Reported
 from wire.version import __version__
 
 PORTS_NAME: Final = "ports.json"
+REPOSITORY_NAME: Final = "repository"  # signed metadata as last seen
 CREDENTIAL_SECONDS: Final = 3600.0
 _LOOK_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 5.0
@@ -109,6 +112,8 @@ class Agent:
         self._credentials = Credentials(identity)
         self._certificates = Certificates(identity.directory, identity.device, identity.key)
         self._trust = Pinned(identity.bundle)
+        self._voucher = self._make_voucher()
+        self._renewing: Renewing | None = None
         self._serving = ServingProcess(settings, self._serving_started)
         self._rng = random.Random()
         self._began = time.monotonic()
@@ -141,6 +146,7 @@ class Agent:
                 store=store,
                 fetcher=self._fetcher(store),
                 trust=self._trust,
+                voucher=self._voucher,
                 serving=self._serving.client,
                 trial=run_trial,
                 acked=self._outbox.acked,
@@ -171,6 +177,18 @@ class Agent:
             credentials.session_token,
             forget=credentials.forget_session,
         )
+
+    def _make_voucher(self) -> Voucher:
+        identity, credentials = self._identity, self._credentials
+        repository = Repository(
+            self._data / REPOSITORY_NAME,
+            f"{identity.api_url}/tuf/{identity.tenant}/metadata",
+            identity.bundle.tuf_root,
+            ca_file=identity.ca_file,
+            authorise=credentials.session_token,
+            forget=credentials.forget_session,
+        )
+        return Voucher(repository, lambda: self._changed.set())
 
     def _parts(self, description: dict[str, Any]) -> dict[str, Coroutine[Any, Any, None]]:
         facts = description["facts"]
@@ -306,15 +324,18 @@ class Agent:
     async def _watch_clock(self) -> None:
         """Sign and judge anew when the clock was set, or stood still in a sleep: boards begin with a wrong time."""
         known = time.time() - time.monotonic()
+        self._voucher.look_at_clock()
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             now = time.time() - time.monotonic()
             if abs(now - known) > _CLOCK_JUMP:
                 _log.info("the clock was set", seconds=round(now - known))
                 known = now
+                self._voucher.look_at_clock()
                 self._tunnel.set()
                 self._new_desired.set()
-                self._renewing.look_again()
+                if self._renewing is not None:
+                    self._renewing.look_again()
 
     # What is told
 
@@ -348,6 +369,7 @@ class Agent:
                 number=number,
                 items=self._updates.reported_items(),
                 serving=self._serving_word(),
+                notices=[self._voucher.trouble[:4096]] if self._voucher.trouble else [],
             )
             self._session.retain(topics.REPORTED, reported)
             status = Status(

@@ -44,6 +44,7 @@ async def collect(data: Path) -> dict[str, Any]:
         try:
             told = msgspec.json.decode((data / STATUS_NAME).read_bytes(), type=Status)
             found |= {"link": told.link, "items": msgspec.to_builtins(told.reported.items)}
+            found["notices"] = told.reported.notices
             ready = told.reported.serving == "ready"
             found["state"] = "ready" if ready and told.link == "up" else "offline" if ready else told.reported.serving
         except FileNotFoundError:
@@ -70,6 +71,7 @@ def lines(status: dict[str, Any]) -> list[str]:
         shown.append(f"link     {status['link']}")
     for item in status.get("items", []):
         shown.append(f"item     {item['component']}  {item['build'] or '-'}  {item['state']}")
+    shown += [f"notice   {notice}" for notice in status.get("notices", [])]
     serving = status["serving"]
     if serving is None:
         return [*shown, f"serving  not running: {status['serving_problem']}"]

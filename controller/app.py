@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import structlog
@@ -20,6 +21,7 @@ from controller.audit.routes import audit_router
 from controller.audit.sealer import seal
 from controller.broker.operate import Operator
 from controller.broker.session import Broker, Endpoint
+from controller.builds import publish_routes
 from controller.builds import routes as builds_routes
 from controller.builds.artifacts import ArtifactStore
 from controller.console import overview, pages
@@ -36,9 +38,9 @@ from controller.devices.registry import Registry
 from controller.devices.reports import Reports
 from controller.devices.revoking import Revoking
 from controller.devices.session import DeviceSessions
-from controller.errors import UnavailableError
+from controller.errors import NotFoundError, UnavailableError
 from controller.http_protocol import BoundedHttp
-from controller.installation import Installation
+from controller.installation import Installation, trust_bundle
 from controller.listening import Server, listen
 from controller.rollouts import routes as rollouts_routes
 from controller.rollouts import store as rollouts_store
@@ -52,6 +54,9 @@ from controller.telemetry.vitals import LatestVitals, as_json
 from controller.tenants import routes as tenants_routes
 from controller.tenants.access import Principal
 from controller.tenants.guard import install_errors, permit, public, require_declared
+from controller.trust import layout
+from controller.trust import routes as trust_routes
+from controller.trust import store as trust_store
 from wire.messages import Ack, ExecutionReport, Reply
 from wire.topics import ACK, Channel
 from wire.version import __version__
@@ -97,6 +102,7 @@ class Control:
             reload=operator.reload if ours else _told_elsewhere,
             cut=operator.cut if ours else _cut_elsewhere,
         )
+        self._keeper = replace(installation.keeper, database=self._database)
         self._broker = Broker(self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all)
         self.api = self._api()
 
@@ -120,6 +126,7 @@ class Control:
             asyncio.create_task(self._sampler.run(), name="fleet sampler"),
             asyncio.create_task(self._seal(), name="audit sealer"),
             asyncio.create_task(self._revoking.run(), name="revoking"),
+            asyncio.create_task(self._keeper.run(), name="signed repositories"),
         ]
         serving = [
             asyncio.create_task(server.serve([listener]), name="http")
@@ -179,10 +186,11 @@ class Control:
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")
         api.state.builder_keys = installation.builder_keys
+        api.state.keeper = self._keeper
         api.state.device_sessions = DeviceSessions(self._database, installation.session_key)
         api.state.fleet = Fleet(
             authority=installation.authority,
-            trust_bundle=installation.trust_bundle,
+            trust_bundle=self._trust_bundle,
             mqtt_host=installation.mqtt_host,
             mqtt_port=installation.mqtt_port,
             api_url=installation.api_url,
@@ -201,6 +209,8 @@ class Control:
             device_list_routes,  # before the routes of one device: /devices/facets is no device
             devices_routes,
             builds_routes,
+            publish_routes,
+            trust_routes,
             rollouts_routes,
             telemetry_routes,
             overview,
@@ -232,6 +242,13 @@ class Control:
             counts = self._broker.counts + self._broker.inbox.counts + self._ingest.counts
             text = exposition(self._database, principal.tenant, counts, time.time())
             return Response(text, media_type=CONTENT_TYPE)
+
+    def _trust_bundle(self, tenant: str) -> bytes:
+        with self._database.read() as connection:
+            root = trust_store.newest(connection, tenant, layout.ROOT)
+        if root is None:
+            raise NotFoundError(f"there is no tenant {tenant!r} with a signed repository", "no_repository")
+        return trust_bundle(self._installation, root)
 
     def _read_vitals(self, devices: Iterable[str], now: float) -> dict[str, Any]:
         return {device: as_json(vitals) for device, vitals in self._vitals.all(devices, now).items()}

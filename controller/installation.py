@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,11 @@ from controller.rollouts.keys import assignment_key, public_text
 from controller.settings import Settings
 from controller.tenants import tokens
 from controller.tenants.access import BUILDER
+from controller.tenants.store import tenant_names
+from controller.trust.keeping import Keeper
+from device_profiles import load as load_profiles
 from wire.enrolment import TrustBundle, bundle_bytes
-from wire.envelope import PrivateKey, PublicKey, decode_public_key, key_id
+from wire.envelope import PrivateKey, PublicKey, decode_public_key, encode_public_key, key_id
 from wire.errors import WireError
 
 _FIRST_ADMIN: Final = "keys/first-admin-token"
@@ -62,9 +65,9 @@ class Installation:
     mqtt_files: Files
     client_files: Files
     operator_files: Files
+    keeper: Keeper
     assignment_key: PrivateKey
     builder_keys: dict[str, PublicKey]
-    trust_bundle: bytes
     session_key: bytes
     admin_token: str | None
 
@@ -155,20 +158,18 @@ def prepare(settings: Settings, now: float) -> Installation:
         authority.write_list(held.serials if held else (), verdict.begins, verdict.ends)
     hosts = [settings.host]
     database = Database(data / "state.db")
+    signing = assignment_key(data / "keys")
+    keys = {key_id(key): key for key in map(decode_public_key, _builder_keys(data))}
     try:
         database.migrate()
         admin_token = _first_admin(database, data / _FIRST_ADMIN, now)
         _builder_token(database, data / "builder" / "token", now)
+        keeper = _keeper(database, data / "keys" / "trust", keys)
+        with database.begin() as connection:
+            for tenant in tenant_names(connection):
+                keeper.found(connection, tenant, now)
     finally:
         database.close()
-    signing = assignment_key(data / "keys")
-    builders = _builder_keys(data)
-    bundle = TrustBundle(
-        ca_pem=authority.root_file.read_text(),
-        builder_keys=list(builders),
-        assignment_keys=[public_text(signing)],
-    )
-    keys = {key_id(key): key for key in map(decode_public_key, builders)}
     return Installation(
         settings=settings,
         data=data,
@@ -179,11 +180,23 @@ def prepare(settings: Settings, now: float) -> Installation:
         mqtt_files=authority.server_files("mqtt", hosts, now),
         client_files=authority.controller_files(now),
         operator_files=authority.operator_files(now),
+        keeper=keeper,
         assignment_key=signing,
         builder_keys=keys,
-        trust_bundle=bundle_bytes(bundle),
         session_key=_session_key(data / "keys" / "sessions.key"),
         admin_token=admin_token,
+    )
+
+
+def trust_bundle(installation: Installation, root: bytes) -> bytes:
+    """Return the bytes of what a device pins (wire 8.2), with its tenant's ``root``."""
+    return bundle_bytes(
+        TrustBundle(
+            ca_pem=installation.authority.root_file.read_text(),
+            builder_keys=[encode_public_key(key) for key in installation.builder_keys.values()],
+            assignment_keys=[public_text(installation.assignment_key)],
+            tuf_root=root,
+        )
     )
 
 
@@ -259,6 +272,11 @@ def _builder_keys(data: Path) -> list[str]:
         if text not in texts:
             texts.append(text)
     return texts
+
+
+def _keeper(database: Database, directory: Path, builders: Mapping[str, PublicKey]) -> Keeper:
+    profiles = tuple(sorted(load_profiles()))
+    return Keeper(database, directory, tuple(builders.values()), profiles)
 
 
 def _session_key(file: Path) -> bytes:

@@ -74,13 +74,17 @@ class ReportedItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reported(Message, frozen=True, kw_only=True):
-    """What really runs, and which assignment the device works on. Retained (wire 4.6)."""
+    """What really runs, and which assignment the device works on. Retained (wire 4.6).
+
+    notices: what a person should know of and no execution says, such as a clock that cannot be right.
+    """
 
     at: float
     epoch: Count
     number: Count
     items: Annotated[list[ReportedItem], Meta(max_length=256)]
     serving: Name  # "ready", "starting" or "down"
+    notices: Annotated[list[Text], Meta(max_length=16)] = []
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

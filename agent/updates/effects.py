@@ -19,12 +19,13 @@ import structlog
 from agent.builds.slots import Slots
 from agent.builds.store import Store
 from agent.errors import AgentError, DeviceError, TrustError
+from agent.trust.voucher import NEVER, WAITS
 from agent.updates import precheck
 from agent.updates.journal import Execution, Journal
 from agent.updates.live import Live
 from agent.updates.machine import Event
 from agent.updates.precheck import Capabilities, Room, Unfit
-from agent.updates.seams import Fetches, Result, Stop, Trusts
+from agent.updates.seams import Fetches, Result, Stop, Trusts, Vouches
 from agent.updates.threads import in_thread
 from agent.updates.turn import Turn
 from wire.execution import ExecutionState
@@ -49,6 +50,7 @@ class Effects:
         store: Store,
         fetcher: Fetches,
         trust: Trusts,
+        voucher: Vouches,
         live: Live,
         capabilities: Callable[[], Capabilities],
     ) -> None:
@@ -57,6 +59,7 @@ class Effects:
         self._store = store
         self._fetcher = fetcher
         self._trust = trust
+        self._voucher = voucher
         self._capabilities = capabilities
         self.live = live
         self.turn = Turn()
@@ -105,12 +108,33 @@ class Effects:
         assert item.manifest_size is not None
         path = await self._fetcher.fetch(item.manifest_sha256, item.manifest_size)
         try:
-            build, _, _ = self._trust.open_manifest(_read(path))
+            build, manifest, _ = self._trust.open_manifest(_read(path))
         except TrustError as error:
             raise Stop(error.code, str(error), event=Event.REJECTED) from error
         if build != item.build:
             raise Stop("other_build", f"the manifest is that of {build}, not of {item.build}", event=Event.REJECTED)
+        if self._slots.installed(component, item.build) is None:  # else it was vouched for when it came: the way back
+            await self._vouch(row, manifest, item.manifest_sha256, item.manifest_size)
         return Result()
+
+    async def _vouch(self, row: Execution, manifest: Manifest, sha256: str, size: int) -> None:
+        """Wait until the signed repository has the build (wire 7.4), for as long as the execution has time."""
+        assert row.item.build is not None
+        pause = _RETRY_SECONDS
+        while True:
+            try:
+                await self._voucher.vouch(manifest, row.item.build, sha256, size)
+            except TrustError as error:
+                if error.code in NEVER:
+                    raise Stop(error.code, str(error), event=Event.REJECTED) from error
+                if error.code not in WAITS:
+                    raise
+                self.live.why[row.component] = str(error)
+                self._log.warning("build waits for its signature", build=row.item.build, reason=str(error))
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_RETRY)
 
     async def _precheck(self, row: Execution) -> Result:
         if row.item.build is None:

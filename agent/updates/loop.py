@@ -24,7 +24,7 @@ from agent.updates.journal import Execution, Journal
 from agent.updates.live import Live
 from agent.updates.machine import Event
 from agent.updates.precheck import Capabilities
-from agent.updates.seams import Acked, Fetches, Result, Serving, Stop, Trial, Trusts
+from agent.updates.seams import Acked, Fetches, Result, Serving, Stop, Trial, Trusts, Vouches
 from wire.assignment import Assignment, Policy
 from wire.execution import TERMINAL, ExecutionState
 from wire.messages import Fault, ReportedItem
@@ -86,6 +86,7 @@ class Updates:
         store: Store,
         fetcher: Fetches,
         trust: Trusts,
+        voucher: Vouches,
         serving: Serving,
         trial: Trial,
         acked: Acked,
@@ -108,6 +109,7 @@ class Updates:
             store=store,
             fetcher=fetcher,
             trust=trust,
+            voucher=voucher,
             live=live,
             capabilities=capabilities,
         )

@@ -34,6 +34,13 @@ class Trusts(Protocol):
         """Return the build id, the manifest and its bytes as signed."""
 
 
+class Vouches(Protocol):
+    """`agent.trust.voucher.Voucher`."""
+
+    async def vouch(self, manifest: Manifest, build: str, sha256: str, size: int) -> None:
+        """Return when the signed repository and the assignment name the same build."""
+
+
 class TrialResult(Protocol):
     """What a child with limits found out about a build: golden inputs, time, memory."""
 

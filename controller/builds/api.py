@@ -6,9 +6,10 @@ not come is UnavailableError. Files are streamed and checked against their SHA-2
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Lease(msgspec.Struct, frozen=True):
     job: Job | None
+
+
+class Role(msgspec.Struct, frozen=True):
+    """The newest version of a role; ``expires`` in seconds since 1970."""
+
+    role: str
+    version: int
+    expires: float
+
+
+class Repository(msgspec.Struct, frozen=True):
+    """A tenant's signed repository, as far as a builder needs it."""
+
+    tenant: str
+    roles: list[Role]
 
 
 class BuilderApi:
@@ -107,6 +123,33 @@ class BuilderApi:
             response = await self._client.put(address, content=_blocks(content))
             if response.status_code not in (200, 201):
                 raise _refusal(response.status_code, response.content)
+
+    async def repository(self) -> Repository:
+        """Return how the signed repository of this token's tenant stands."""
+        with _explained("the signed repository"):
+            answer = await self._client.get("/api/v1/trust")
+        if answer.status_code != 200:
+            raise _refusal(answer.status_code, answer.content)
+        try:
+            return msgspec.json.decode(answer.content, type=Repository)
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"the controller answered something odd about trust: {error}", "odd") from error
+
+    async def role(self, tenant: str, role: str) -> bytes | None:
+        """Return the newest version of a role of the signed repository, None where there is none yet."""
+        version = next((one.version for one in (await self.repository()).roles if one.role == role), None)
+        if version is None:
+            return None
+        with _explained(role):
+            answer = await self._client.get(f"/tuf/{tenant}/metadata/{version}.{role}.json")
+        if answer.status_code != 200:
+            raise _refusal(answer.status_code, answer.content)
+        return answer.content
+
+    async def hand_in(self, roles: Mapping[str, bytes]) -> None:
+        """Send new versions of roles, all or none. Raises ConflictError ("not_next") when somebody else was first."""
+        body = {"roles": {name: base64.b64encode(data).decode() for name, data in roles.items()}}
+        await self._post("/api/v1/trust/roles", body)
 
     async def _post(self, address: str, body: dict[str, Any]) -> bytes:
         with _explained(address):

@@ -19,6 +19,8 @@ from controller.builds.artifacts import ArtifactStore
 from controller.builds.documents import CandidateDocument
 from controller.builds.store import AnyRow
 from controller.errors import ConflictError, InvalidError
+from controller.trust.layout import target_path
+from controller.trust.repository import vouched
 from wire.envelope import MANIFEST, PublicKey, open_envelope
 from wire.errors import WireError
 from wire.manifest import Figures, Manifest, Target, build_id, parse_manifest
@@ -44,6 +46,7 @@ def take_candidate(
         identifier, manifest = _open(envelope, keys)
         _belongs(manifest, job)
         _files_here(connection, manifest)
+        _vouched(connection, manifest, identifier, candidate.manifest_sha256)
         target, figures, reasons = manifest.target, manifest.figures, list(manifest.reasons)
         manifest_sha256, manifest_size = candidate.manifest_sha256, len(envelope)
     store.add_build(
@@ -103,6 +106,14 @@ def _belongs(manifest: Manifest, job: AnyRow) -> None:
     asked = (job.tenant, job.model, job.version, job.target["profile"], list(job.target["arch"]))
     if said != asked:
         raise InvalidError(f"the manifest is for {said}, the job for {asked}", "other_job")
+
+
+def _vouched(connection: Connection, manifest: Manifest, build: str, sha256: str | None) -> None:
+    """No device takes a build for which its tenant's signed repository does not vouch: nobody shall be sent one."""
+    path = target_path(manifest.target.profile, manifest.model, build)
+    entry = vouched(connection, manifest.tenant, path)
+    if entry is None or entry.hashes.get("sha256") != sha256:
+        raise ConflictError(f"the signed repository has no {path} with these bytes: publish it first", "not_vouched")
 
 
 def _files_here(connection: Connection, manifest: Manifest) -> None:

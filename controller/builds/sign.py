@@ -41,7 +41,7 @@ class BuilderKey:
     """The key that vouches for builds."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
-        self._private = private
+        self.private = private
         self.id = key_id(private.public_key())
         self.public = encode_public_key(private.public_key())
 
@@ -49,7 +49,7 @@ class BuilderKey:
         """Return ``manifest`` signed, and the id of its build. Raises wire.MalformedError for one no device takes."""
         payload = encode(manifest)
         parse_manifest(payload)
-        return Sealed(build_id(payload), seal(payload, MANIFEST, self._private))
+        return Sealed(build_id(payload), seal(payload, MANIFEST, self.private))
 
 
 def builder_key(data: Path) -> BuilderKey:

@@ -23,15 +23,18 @@ import structlog
 from controller.builds.api import BuilderApi, Job
 from controller.builds.child import StepError
 from controller.builds.make import Made, Order, describe, make
+from controller.builds.publish import Entry, Vouching
 from controller.builds.recipe import Optimization
 from controller.builds.sign import BuilderKey, builder_key
 from controller.errors import ConflictError, ControllerError, UnavailableError
+from controller.trust import layout
 
 IDLE_SECONDS: Final = 1.0
 FIRST_RETRY, LONGEST_RETRY = 0.5, 30.0
 SIGNS_OF_LIFE: Final = 4  # in the time of one lease
 GOODBYE_SECONDS: Final = 3.0
 RESULT_SECONDS: Final = 600.0
+RENEW_SECONDS: Final = 3600.0  # between two looks at what this builder signed and must sign again
 
 log = structlog.get_logger()
 
@@ -47,7 +50,7 @@ async def run_builder(*, api_url: str, ca_file: Path, token: str, data: Path, st
     work.mkdir(parents=True)
     log.info("builder started", key=key.id, api=api_url)
     async with BuilderApi(api_url, ca_file, token) as api:
-        retry = FIRST_RETRY
+        retry, renew_at = FIRST_RETRY, time.monotonic()
         while not stop.is_set():
             try:
                 job = await api.lease()
@@ -58,6 +61,9 @@ async def run_builder(*, api_url: str, ca_file: Path, token: str, data: Path, st
                 continue
             retry = FIRST_RETRY
             if job is None:
+                if time.monotonic() >= renew_at:
+                    await _renew(api, key)
+                    renew_at = time.monotonic() + RENEW_SECONDS
                 await _pause(stop, IDLE_SECONDS)
                 continue
             directory = work / f"{job.id}-{job.attempt}"
@@ -66,6 +72,19 @@ async def run_builder(*, api_url: str, ca_file: Path, token: str, data: Path, st
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
     log.info("builder stopped")
+
+
+async def _renew(api: BuilderApi, key: BuilderKey) -> None:
+    """Sign again what this builder vouches for, before it expires: then devices would take none of it any more."""
+    try:
+        repository = await api.repository()
+        for role in repository.roles:
+            if role.role in layout.TOP or layout.profile_of_bin(role.role) is not None:
+                continue
+            if await Vouching(api, key).renew(repository.tenant, role.role, time.time()):
+                log.info("signed again", role=role.role)
+    except ControllerError as error:
+        log.warning("what was vouched for could not be signed again", error=str(error), code=error.code)
 
 
 class _Attempt:
@@ -111,7 +130,10 @@ class _Attempt:
                 seed=int(self._job.id[:8], 16),
             )
             await self._say("uploading")
-            return {"candidates": [await self._hand_over(one) for one in made]}
+            candidates = [await self._hand_over(one) for one in made]
+            await self._say("vouching")
+            await self._insist(lambda: self._vouch(made))
+            return {"candidates": candidates}
         except StepError as error:
             self._log.warning("job failed", error=str(error), permanent=error.permanent)
             return {"error": str(error)[:4000], "permanent": error.permanent}
@@ -139,6 +161,23 @@ class _Attempt:
             "reasons": list(made.reasons),
             "manifest_sha256": manifest,
         }
+
+    async def _vouch(self, made: list[Made]) -> None:
+        """Before a build can be assigned the repository has it, so that no device is sent one that it must refuse."""
+        entries = [
+            Entry(
+                profile=one.target.profile,
+                model=self._job.model,
+                build=one.sealed.build,
+                envelope=one.sealed.envelope,
+                custom={"version": self._job.version, "precision": one.precision, "size": one.figures.size_bytes},
+            )
+            for one in made
+            if one.sealed is not None
+        ]
+        for profile in sorted({entry.profile for entry in entries}):
+            mine = [entry for entry in entries if entry.profile == profile]
+            await Vouching(self._api, self._key).add(self._job.tenant, profile, mine, time.time())
 
     async def _tell(self, result: dict[str, Any]) -> None:
         try:

@@ -295,6 +295,21 @@ assignments = Table(  # the newest signed assignment of each device: stored befo
     Column("published", Float),
 )
 
+# trust/store.py -----------------------------------------------------------------------------------------------------
+
+trust_metadata = Table(  # signed metadata of each tenant's repository, byte for byte
+    "trust_metadata",
+    metadata,
+    Column("tenant", ForeignKey("tenants.name"), primary_key=True),
+    Column("role", String(80), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
 # audit/store.py -----------------------------------------------------------------------------------------------------
 
 audit = Table(  # rows are written unsealed in the caller's transaction; the sealer numbers and chains them

@@ -5,6 +5,7 @@ Invariant: the trust bundle is served as the bytes that join tokens fingerprint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
@@ -15,10 +16,13 @@ from controller.tenants.attempts import Attempts
 
 @dataclass(frozen=True)
 class Fleet:
-    """The fleet as a new device sees it. ``trust_bundle``: `wire.enrolment.bundle_bytes`; URLs without a last "/"."""
+    """The fleet as a new device sees it. URLs without a last "/".
+
+    trust_bundle: gives the bytes that a tenant's devices pin (`wire.enrolment.bundle_bytes`); raises NotFoundError.
+    """
 
     authority: Authority
-    trust_bundle: bytes
+    trust_bundle: Callable[[str], bytes]
     mqtt_host: str
     mqtt_port: int
     api_url: str

@@ -55,7 +55,10 @@ def make_join_token(
     """Store a new join token of the principal's tenant, for ``uses`` devices within ``seconds``."""
     secret = base32(20)
     token = JoinToken(
-        tenant=principal.tenant, id=base32(10), secret=secret, fingerprint=fingerprint(fleet.trust_bundle)
+        tenant=principal.tenant,
+        id=base32(10),
+        secret=secret,
+        fingerprint=fingerprint(fleet.trust_bundle(principal.tenant)),
     )
     expires = now + seconds
     digest = hashlib.sha256(secret.encode()).hexdigest()

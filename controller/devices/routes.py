@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -25,6 +25,7 @@ from controller.devices.session import MAX_ENVELOPE_BYTES, DeviceSessions
 from controller.errors import InvalidError, NotFoundError, TooLargeError
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit, public
+from controller.tenants.tokens import DEFAULT_TENANT
 from wire import enrolment as wire_enrolment
 from wire.codec import decode, encode
 from wire.errors import WireError
@@ -81,9 +82,9 @@ def create_join_token(
 @router.get(
     "/enrolment/trust", dependencies=[Depends(public("public keys; a device checks them against its join token"))]
 )
-def trust_bundle(our_fleet: OurFleet) -> Response:
-    """Return the trust bundle, byte for byte as join tokens fingerprint it (wire 8.2)."""
-    return Response(our_fleet.trust_bundle, media_type=JSON)
+def trust_bundle(our_fleet: OurFleet, tenant: Annotated[str, Query(max_length=63)] = DEFAULT_TENANT) -> Response:
+    """Return the tenant's trust bundle, byte for byte as its join tokens fingerprint it (wire 8.2)."""
+    return Response(our_fleet.trust_bundle(tenant), media_type=JSON)
 
 
 @router.post("/enrolment", dependencies=[Depends(public(_WHY_OPEN_TO_NEW))])

@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from controller.database.connection import Database
 from controller.errors import ConflictError, InvalidError, UnavailableError
-from controller.installation import Installation, only_one, prepare, settle_ports
+from controller.installation import Installation, only_one, prepare, settle_ports, trust_bundle
 from controller.settings import Settings
 from controller.tenants import tokens
+from controller.trust import store as trust_store
 from wire.enrolment import TrustBundle
 from wire.envelope import encode_public_key
 
@@ -23,17 +24,23 @@ def installed(path: Path, now: float = NOW) -> Installation:
     return prepare(msgspec.structs.replace(ANY_PORTS, data=str(path)), now)
 
 
+def root(made: Installation) -> bytes:
+    database = Database(made.database_path)
+    with database.read() as connection:
+        found = trust_store.newest(connection, tokens.DEFAULT_TENANT, "root")
+    database.close()
+    assert found is not None
+    return found
+
+
 def test_a_second_start_finds_what_the_first_made(tmp_path: Path) -> None:
     first, second = installed(tmp_path / "data"), installed(tmp_path / "data", NOW + 60)
     assert first.admin_token is not None
     assert second.admin_token == first.admin_token, "a first start that failed half way must not lose it"
     second.admin_token_shown()
     assert installed(tmp_path / "data", NOW + 120).admin_token is None
-    assert (first.ports, first.trust_bundle, first.session_key) == (
-        second.ports,
-        second.trust_bundle,
-        second.session_key,
-    )
+    assert (first.ports, first.session_key) == (second.ports, second.session_key)
+    assert trust_bundle(first, root(first)) == trust_bundle(second, root(second))
     assert first.builder_token_file.read_text() == second.builder_token_file.read_text()
 
 
@@ -60,7 +67,7 @@ def test_another_builders_key_is_vouched_for_once_an_operator_adds_it(tmp_path: 
     text = encode_public_key(ed25519.Ed25519PrivateKey.generate().public_key())
     (before.data / "keys" / "builders" / "rack.pub").write_text(text + "\n")
     after = installed(tmp_path / "data")
-    assert text in msgspec.json.decode(after.trust_bundle, type=TrustBundle).builder_keys
+    assert text in msgspec.json.decode(trust_bundle(after, root(after)), type=TrustBundle).builder_keys
     assert len(after.builder_keys) == len(before.builder_keys) + 1
     (before.data / "keys" / "builders" / "rack.pub").write_text("nonsense")
     with pytest.raises(InvalidError, match=r"rack\.pub"):

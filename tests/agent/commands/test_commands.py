@@ -30,6 +30,7 @@ TRUST = Pinned(
         ca_pem="",
         builder_keys=[envelope.encode_public_key(OTHER.public_key())],
         assignment_keys=[envelope.encode_public_key(KEY.public_key())],
+        tuf_root=b"{}",
     )
 )
 

@@ -25,7 +25,7 @@ from agent import durable
 from agent.builds.fetch import Fetcher, Patience
 from agent.builds.slots import Slots
 from agent.builds.store import Store
-from agent.errors import ServingError, UnreachableError
+from agent.errors import ServingError, TrustError, UnreachableError
 from agent.serving_protocol import LoadedBuild, ProbeResult, ServingState
 from agent.trust.pinned import Pinned
 from agent.updates.loop import Updates
@@ -49,6 +49,8 @@ class Controller:
         self.requests: list[str] = []
         self.reports: dict[str, dict[str, Any]] = {}
         self.acknowledges = True
+        self.vouched: list[str] = []
+        self.refusals: list[TrustError] = []
         self.gate: threading.Event | None = None
         outer = self
 
@@ -87,12 +89,19 @@ class Controller:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
+    async def vouch(self, manifest: Manifest, build: str, sha256: str, size: int) -> None:
+        """What the signed repository says: every build that was published, unless ``refusals`` hold an answer."""
+        self.vouched.append(build)
+        if self.refusals:
+            raise self.refusals.pop(0)
+
     @property
     def bundle(self) -> TrustBundle:
         return TrustBundle(
             ca_pem="",
             builder_keys=[envelope.encode_public_key(self.builder.public_key())],
             assignment_keys=[envelope.encode_public_key(self.assigner.public_key())],
+            tuf_root=b"{}",
         )
 
     def publish(self, seed: int, model: str = "digits", **changes: Any) -> str:
@@ -289,6 +298,7 @@ class Device:
             store=store,
             fetcher=fetcher,
             trust=Pinned(self.controller.bundle),
+            voucher=self.controller,
             serving=self.serving,
             trial=self.serving.trial,
             acked=lambda key: self.controller.acknowledges and key in self.controller.reports,

@@ -4,11 +4,12 @@ a real server with TLS."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import hashlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 
+from controller.builds import publish_routes
 from controller.builds.artifacts import ArtifactStore
+from controller.builds.publish import Entry, Vouching
 from controller.builds.routes import router
 from controller.builds.sign import BuilderKey, builder_key
 from controller.database.connection import Database
@@ -32,6 +35,9 @@ from controller.local.sample import Sample, train
 from controller.settings import Settings
 from controller.tenants import store, tokens
 from controller.tenants.guard import install_errors, require_declared
+from controller.trust import routes as trust_routes
+from controller.trust import store as trust_store
+from controller.trust.keeping import Keeper
 from wire.envelope import decode_public_key
 
 Write = Callable[..., Path]
@@ -65,6 +71,28 @@ class Site:
         assert answer.status_code in (200, 201), answer.text
         return sha256
 
+    async def vouch(self, build: str, envelope: bytes, model: str = "digits", profile: str = "generic-x86_64") -> None:
+        """Publish a build whose envelope was uploaded."""
+        entry = Entry(profile, model, build, envelope, {})
+        await Vouching(SiteRepository(self), self.key).add("acme", profile, [entry], time.time())
+
+
+class SiteRepository:
+    """The signed repository as a builder reaches it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    async def role(self, tenant: str, role: str) -> bytes | None:
+        with self.site.database.read() as connection:
+            return trust_store.newest(connection, tenant, role)
+
+    async def hand_in(self, roles: Mapping[str, bytes]) -> None:
+        body = {"roles": {name: base64.b64encode(data).decode() for name, data in roles.items()}}
+        async with self.site.client("builder") as client:
+            answer = await client.post("/api/v1/trust/roles", json=body)
+        assert answer.status_code == 200, answer.text
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
@@ -80,9 +108,15 @@ def site(tmp_path: Path) -> Iterator[Site]:
         made["other"] = tokens.make(connection, tenant="other", name="other", role="operator", now=now).text
     app = FastAPI()
     install_errors(app)
-    app.include_router(router)
+    for routes in (router, publish_routes.router, trust_routes.router):
+        app.include_router(routes)
     require_declared(app)
     key = builder_key(tmp_path)
+    keeper = Keeper(database, tmp_path / "keys/trust", (decode_public_key(key.public),), ("generic-x86_64",))
+    with database.begin() as connection:
+        for tenant in ("acme", "other"):
+            keeper.found(connection, tenant, time.time())
+    app.state.keeper = keeper
     app.state.database = database
     app.state.settings = Settings(data=str(tmp_path), max_artifact_bytes=4 * 1024**2)
     app.state.artifacts = ArtifactStore(tmp_path / "artifacts")

@@ -252,6 +252,7 @@ async def test_a_result_becomes_builds_and_the_same_again_changes_nothing(site: 
         await version(site, client)
     build, envelope = await sealed(site)
     sha256 = await site.upload(envelope, "builder")
+    await site.vouch(build, envelope)
     async with site.client("builder") as client:
         job = (await client.post("/api/v1/build-jobs/lease")).json()["job"]
         assert (job["model"], job["version"], job["attempt"], job["tenant"]) == ("digits", 1, 1, "acme")
@@ -295,6 +296,7 @@ async def test_a_result_becomes_builds_and_the_same_again_changes_nothing(site: 
         ("other profile", 400, "other_job"),
         ("file missing", 409, "no_file"),
         ("manifest missing", 409, "no_manifest"),
+        ("not vouched for", 409, "not_vouched"),
         ("nothing published", 400, "bad_result"),
         ("two published", 400, "bad_result"),
     ],

@@ -17,6 +17,7 @@ from controller.builds.sign import builder_key
 from controller.database.tables import build_jobs
 from controller.errors import InvalidError, UnavailableError
 from controller.local.sample import Sample
+from controller.trust.repository import vouched
 from wire.envelope import MANIFEST, decode_public_key, open_envelope
 from wire.manifest import build_id, parse_manifest
 
@@ -87,6 +88,13 @@ async def test_a_model_becomes_a_signed_build_that_a_device_would_take(served: S
         payload = open_envelope(envelope, MANIFEST, {key.id: decode_public_key(key.public)})
         manifest = parse_manifest(payload)
         assert published["id"] == build_id(payload)
+        path = f"builds/generic-x86_64/digits/{published['id']}.json"
+        with served.site.database.read() as connection:
+            entry = vouched(connection, "acme", path)
+        assert entry is not None
+        assert (entry.hashes, entry.length) == ({"sha256": published["manifest_sha256"]}, len(envelope))
+        assert entry.custom is not None
+        assert (entry.custom["version"], entry.custom["precision"]) == (1, published["precision"])
         golden = next(file for file in manifest.files if file.role == "golden")
         content = (await client.get(f"/api/v1/artifacts/{golden.sha256}")).content
     assert (manifest.tenant, manifest.model, manifest.model_version) == ("acme", "digits", 1)

@@ -88,13 +88,13 @@ def api(tmp_path: Path) -> Api:
     admin = tokens.first_start(db, time.time())
     authority = Authority(tmp_path / "ca", time.time())
     signer = encode_public_key(new_key().public_key())
-    bundle = TrustBundle(ca_pem=authority.root_pem, builder_keys=[signer], assignment_keys=[signer])
+    bundle = TrustBundle(ca_pem=authority.root_pem, builder_keys=[signer], assignment_keys=[signer], tuf_root=b"{}")
     now = [1_000_000.0]
     app = FastAPI()
     app.state.database = db
     app.state.fleet = Fleet(
         authority=authority,
-        trust_bundle=bundle_bytes(bundle),
+        trust_bundle=lambda tenant: bundle_bytes(bundle),
         mqtt_host="127.0.0.1",
         mqtt_port=8883,
         api_url="https://127.0.0.1:7070",

@@ -12,7 +12,7 @@ def may(role: str) -> set[str]:
 
 
 def test_an_admin_may_do_what_people_do() -> None:
-    assert may("operator") | {"tokens.read", "tokens.write"} == may("admin")
+    assert may("operator") | {"tokens.read", "tokens.write", "trust.manage"} == may("admin")
     assert "builds.make" not in may("admin")
 
 
@@ -22,8 +22,9 @@ def test_a_viewer_changes_nothing_of_the_fleet() -> None:
 
 
 def test_machines_are_narrow() -> None:
-    assert may("device") == {"artifacts.read", "certificates.renew"}
-    assert may("builder") == {"artifacts.read", "artifacts.write", "builds.make", "builds.read", "models.read"}
+    assert may("device") == {"artifacts.read", "certificates.renew", "trust.read"}
+    building = {"artifacts.read", "artifacts.write", "builds.make", "builds.read", "models.read", "trust.read"}
+    assert may("builder") == building
     assert all(action.endswith(".read") for action in may("gateway"))
 
 

@@ -24,6 +24,7 @@ export interface Reported {
   number: number
   items: ReportedItem[]
   serving: string
+  notices?: string[]
 }
 
 /** The newest window of a device, as far as it measured. */
