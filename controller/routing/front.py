@@ -40,7 +40,7 @@ from controller.tenants.access import Denied, Principal, allowed
 from wire.version import __version__
 
 PIECE: Final = 256 * 1024  # bytes of an answer handed to the socket at once
-SEND_SECONDS: Final = 60.0  # for a client to take its answer
+PIECE_SECONDS: Final = 30.0  # for a client to take one piece: slow links are served, who reads nothing is let go
 _PASSED_BACK: Final = frozenset({"content-type", "content-encoding", "inference-header-content-length"})
 _OWN: Final = frozenset({"muster-device", "muster-attempts", "muster-route-ms"})
 _HEADER_NAME: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
@@ -278,8 +278,10 @@ async def _send_answer(send: Send, result: Delivered, request_id: str) -> None:
         if len(body) <= PIECE:
             return await send({"type": "http.response.body", "body": bytes(body)})
         view = memoryview(body)
-        async with asyncio.timeout(SEND_SECONDS):
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(PIECE_SECONDS) as limit:
             for start in range(0, len(body), PIECE):
+                limit.reschedule(loop.time() + PIECE_SECONDS)
                 piece = bytes(view[start : start + PIECE])
                 await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
     except TimeoutError:

@@ -91,15 +91,15 @@ class Hub:
     async def watch(self) -> None:
         """Look for silent devices until cancelled."""
         loop = asyncio.get_running_loop()
-        last = loop.time()
+        last = awake = loop.time()
         while True:
             await asyncio.sleep(_TICK)
             now = loop.time()
             late, last = now - last > 2 * _TICK, now
             if late:
-                continue  # this process slept, not the devices: read first what they said meanwhile
+                awake = now  # this process slept, not the devices: what they said meanwhile takes its time to be read
             for tunnel in self:
-                silent = now - tunnel.live.last_heard
+                silent = now - max(tunnel.live.last_heard, awake)
                 if silent > CLOSED_AFTER:
                     tunnel.close(SILENT, f"nothing was heard for {silent:.1f} s")
                 elif silent > SUSPECT_AFTER and tunnel.live.suspect_until <= now:

@@ -9,8 +9,13 @@ import pytest
 import websockets
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from controller.routing import gateway
+from controller.routing import gateway, hub
+from controller.routing.budget import Budget
+from controller.routing.fleet_view import FleetView
 from controller.routing.hub import CONTESTED
+from controller.routing.metrics import Metrics
+from controller.routing.standings import LiveDevice
+from controller.routing.tunnels import Tunnel
 from wire.envelope import DEVICE_SESSION
 from wire.tunnel import SUBPROTOCOL
 
@@ -142,6 +147,30 @@ async def test_devices_of_another_tenant_are_not_asked(house):
     token = house.make_token("operator", "other")
     answer = await house.infer(Authorization=f"Bearer {token}")
     assert answer.headers["muster-device"] == device.id
+
+
+async def test_a_gateway_that_slept_does_not_close_the_tunnels_that_it_has_not_read_yet(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "SUSPECT_AFTER", 0.5)
+    monkeypatch.setattr(hub, "CLOSED_AFTER", 0.9)
+    view = FleetView(tmp_path / "state.db")
+    watching = hub.Hub(view, Budget(1), Metrics(lambda: 0.0), max_answer=1, max_tunnels=1)
+    loop = asyncio.get_running_loop()
+    closed: list[float] = []
+    tunnel = Tunnel(
+        LiveDevice("d-a", "t", 1, loop.time()), None, Budget(1), max_answer=1, on_status=lambda *_: None,
+        on_close=lambda _: closed.append(loop.time()), on_late=lambda: None,
+    )  # fmt: skip
+    watching._tunnels["d-a"] = tunnel
+    task = asyncio.create_task(watching.watch())
+    await asyncio.sleep(0.1)
+    time.sleep(1.5)  # the machine had no time for this process
+    woke = loop.time()
+    async with asyncio.timeout(10):
+        while not closed:
+            await asyncio.sleep(0.01)
+    assert closed[0] - woke >= 0.8  # as long as ever, from then on
+    task.cancel()
+    view.close()
 
 
 class TestFull:

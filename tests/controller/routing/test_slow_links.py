@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from controller.routing import front
+
 MODEL = "digits"
 RATE = 2.5 * 1024**2  # bytes a second
 
@@ -93,3 +95,52 @@ async def test_a_large_body_that_stands_still_is_given_to_another_device(house):
     assert (answer.status_code, answer.content) == (200, body)
     assert answer.headers["muster-device"] == good.id
     assert time.perf_counter() - began < 15  # and not half of the deadline
+
+
+class TestSlowClients:
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch):
+        monkeypatch.setattr(front, "PIECE_SECONDS", 1.0)
+
+    @staticmethod
+    async def asking(house) -> tuple[socket.socket, bytes]:
+        """Ask for a large answer through a socket that takes little at a time; return it and the answer's body."""
+        body = os.urandom(6 * 1024**2)
+
+        async def large(device, asked):
+            await device.answer(asked.stream, 200, body)
+
+        await house.join(respond=large)
+        await house.until_ready()
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", house.port))
+        request = f"GET /v2/models/{MODEL} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {house.token}\r\n\r\n"
+        await loop.sock_sendall(client, request.encode())
+        return client, body
+
+    async def test_a_client_on_a_slow_link_gets_all_of_its_answer(self, house):
+        client, body = await self.asking(house)
+        loop = asyncio.get_running_loop()
+        began, taken = time.perf_counter(), bytearray()
+        while not taken.endswith(body[-64:]):
+            data = await loop.sock_recv(client, 65536)
+            assert data, f"the gateway closed after {len(taken)} bytes"
+            taken += data
+            await asyncio.sleep(len(data) / RATE)
+        assert taken.endswith(body)
+        assert time.perf_counter() - began > 1.5  # longer than one piece may take
+        client.close()
+
+    async def test_a_client_that_takes_nothing_is_let_go(self, house):
+        client, _ = await self.asking(house)
+        async with asyncio.timeout(10):
+            while await house.metric("muster_gateway_body_bytes") == 0:
+                await asyncio.sleep(0.01)
+            while await house.metric("muster_gateway_body_bytes") or await house.metric(
+                "muster_gateway_requests_in_flight"
+            ):
+                await asyncio.sleep(0.01)
+        client.close()
