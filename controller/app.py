@@ -103,7 +103,9 @@ class Control:
             cut=operator.cut if ours else _cut_elsewhere,
         )
         self._keeper = replace(installation.keeper, database=self._database)
-        self._broker = Broker(self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all)
+        self._broker = Broker(
+            self._endpoint, self._registry.knows, handlers, self._rollouts.republish_all, self._revoking.silence
+        )
         self.api = self._api()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -182,6 +184,7 @@ class Control:
         api.state.series = self._series
         api.state.vitals = self._vitals
         api.state.copies = self._reports.copies
+        api.state.revoking = self._revoking
         api.state.commands = self._commands
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")

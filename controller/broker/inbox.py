@@ -34,8 +34,8 @@ class Inbox:
         self._workers: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()  # "flooded": dropped because the queue was full; "failed": raised
 
-    def put(self, device: str, channel: Channel, payload: bytes) -> None:
-        """Queue one message.
+    def put(self, device: str, channel: Channel, payload: bytes) -> bool:
+        """Queue one message; return False when one was dropped for it, this or an older one.
 
         When the queue is full, a retained value replaces the older one that waits on its channel; anything else is
         dropped: what must arrive is sent again (wire 4.2).
@@ -46,14 +46,16 @@ class Inbox:
             worker = asyncio.create_task(self._work(device), name=f"inbox {device}")
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-            return
-        if len(queue) >= self._max_waiting:
+            return True
+        full = len(queue) >= self._max_waiting
+        if full:
             older = next((entry for entry in queue if entry[0] is channel), None) if channel.retained else None
             self.counts["flooded"] += 1
             if older is None:
-                return
+                return False
             queue.remove(older)
         queue.append((channel, payload))
+        return not full
 
     async def close(self) -> None:
         """Drop what waits and stop."""

@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiomqtt
 import structlog
 
+from controller.broker.floods import Floods
 from controller.broker.inbox import Inbox
 from controller.errors import InvalidError, UnavailableError
 from wire.codec import Message, decode, encode
 from wire.errors import WireError
-from wire.topics import Channel, Direction, parse, shard_of, subscription, topic_for
+from wire.topics import DEVICE_ID, Channel, Direction, parse, shard_of, subscription, topic_for
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 KEEPALIVE: Final = 20  # seconds
 TIMEOUT: Final = 10.0  # for connecting, subscribing and each acknowledged publish
-_MAX_UNREAD: Final = 20_000  # messages between the socket and the inbox, which is emptied at once
 
 Handler = Callable[[str, Any], Awaitable[None]]
 log = structlog.get_logger()
@@ -51,9 +52,11 @@ class Broker:
 
     endpoint: asked for before each connection. knows: whether a device is enrolled and not revoked. handlers: by
     message type, each ``async (device, message)``; a type without one is counted and dropped. on_connected: awaited
-    after each (re)connect beside the reading, so that desired state can be published again.
-    counts: "handled", and why others were dropped: "malformed", "too_large", "wrong_shard", "unknown_device",
-    "no_handler"; those of a full queue and of failing handlers stand in ``inbox.counts``.
+    after each (re)connect beside the reading, so that desired state can be published again. on_flood: called with a
+    device so many of whose messages were dropped that the broker drops those of others as well.
+    counts: "handled", "floods" (calls of on_flood), and why others were dropped: "malformed", "too_large",
+    "wrong_shard", "unknown_device", "no_handler"; those of a full queue and of failing handlers stand in
+    ``inbox.counts``.
     """
 
     def __init__(
@@ -62,11 +65,14 @@ class Broker:
         knows: Callable[[str], bool],
         handlers: Mapping[type[Message], Handler],
         on_connected: Callable[[], Awaitable[None]],
+        on_flood: Callable[[str], None] = lambda device: None,
     ) -> None:
         self._endpoint = endpoint
         self._knows = knows
         self._handlers = handlers
         self._on_connected = on_connected
+        self._on_flood = on_flood
+        self._floods = Floods()
         self._client: aiomqtt.Client | None = None
         self._connected = asyncio.Event()
         self.inbox = Inbox(self._handle)
@@ -126,7 +132,7 @@ class Broker:
             keepalive=KEEPALIVE,
             timeout=TIMEOUT,
             tls_context=_tls(endpoint),
-            max_queued_incoming_messages=_MAX_UNREAD,
+            queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: _Straight(self._sort)),
             logger=_mqtt_log(),
         )
         async with client:
@@ -138,8 +144,8 @@ class Broker:
             log.info("connected to the broker", host=endpoint.host, port=endpoint.port)
             greeting = asyncio.create_task(self._greet(), name="after broker connect")
             try:
-                async for message in client.messages:
-                    self._sort(str(message.topic), message.payload)
+                async for _ in client.messages:  # none comes this way: this waits for the end of the connection
+                    pass
             finally:
                 greeting.cancel()
                 await asyncio.gather(greeting, return_exceptions=True)
@@ -151,20 +157,29 @@ class Broker:
             log.exception("what follows a connection to the broker failed")
 
     def _sort(self, topic: str, payload: object) -> None:
+        why, device = self._take(topic, payload)
+        if why:
+            self.counts[why] += 1
+        if device and self._floods.dropped(device, time.monotonic()):
+            log.error("a device sends more than it may, without end", device=device)
+            self.counts["floods"] += 1
+            self._on_flood(device)
+
+    def _take(self, topic: str, payload: object) -> tuple[str, str]:
+        """Queue a message, or return why not; and the device that sent more than is taken."""
         try:
             address = parse(topic)
         except WireError:
-            self.counts["malformed"] += 1
-            return
-        channel = address.channel
-        if address.shard != shard_of(address.device):
-            self.counts["wrong_shard"] += 1
-        elif not isinstance(payload, bytes) or channel.direction is not Direction.UP:
-            self.counts["malformed"] += 1
-        elif len(payload) > channel.limit:
-            self.counts["too_large"] += 1
-        else:
-            self.inbox.put(address.device, channel, payload)
+            parts = topic.split("/", 4)  # the broker lets a device write below its own name only (wire 3.4)
+            return "malformed", parts[3] if len(parts) == 5 and DEVICE_ID.match(parts[3]) else ""
+        channel, device = address.channel, address.device
+        if address.shard != shard_of(device):
+            return "wrong_shard", device
+        if not isinstance(payload, bytes) or channel.direction is not Direction.UP:
+            return "malformed", device
+        if len(payload) > channel.limit:
+            return "too_large", device
+        return "", "" if self.inbox.put(device, channel, payload) else device
 
     async def _handle(self, device: str, channel: Channel, payload: bytes) -> None:
         if not await asyncio.to_thread(self._knows, device):
@@ -183,6 +198,25 @@ class Broker:
             return
         await handler(device, message)
         self.counts["handled"] += 1
+
+
+class _Straight(asyncio.Queue[aiomqtt.Message]):
+    """Hands each message on the moment it was read.
+
+    A queue for all devices between the socket and the inbox would be filled by one that sends without end, and then the
+    messages of all others were lost.
+    """
+
+    def __init__(self, sort: Callable[[str, object], None]) -> None:
+        super().__init__()
+        self._sort = sort
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        """Sort ``item``; keep nothing."""
+        try:
+            self._sort(str(item.topic), item.payload)
+        except Exception:  # one message must not end the connection
+            log.exception("a message could not be sorted", topic=str(item.topic)[:200])
 
 
 def _tls(endpoint: Endpoint) -> ssl.SSLContext:

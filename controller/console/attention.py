@@ -15,7 +15,7 @@ CERTIFICATE_SECONDS: Final = 7 * DAY
 LOW_DISK_BYTES: Final = 256 * 1024**2
 LOW_MEMORY_BYTES: Final = 48 * 1024**2
 MAX_ERROR_SHARE: Final = 0.05
-MAX_COPIED: Final = 3  # told one by one
+MAX_SUSPECTS: Final = 3  # told one by one
 Severity = Literal["bad", "warn"]
 
 
@@ -64,12 +64,22 @@ class DeviceSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """A device that does what no device of ours does. ``kind``: "copied" or "flood"."""
+
+    device: str
+    kind: str
+    why: str
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How the fleet stands. ``serving_down``, ``expiring``, ``inconsistent``, ``noticing``: numbers of devices.
 
     noticing: say that something keeps new builds from being installed. signatures: roles of the signed repository that
-    somebody must sign again soon, with when they expire. copied: devices whose identity two machines seem to use: id,
-    why, since.
+    somebody must sign again soon, with when they expire. suspects: devices that do
+    what none of ours does.
     """
 
     lost: int
@@ -82,7 +92,7 @@ class Standing:
     failed_jobs: Sequence[JobSeen]
     devices: Sequence[DeviceSeen]
     signatures: Sequence[tuple[str, float]] = ()
-    copied: Sequence[tuple[str, str, float]] = ()
+    suspects: Sequence[Suspect] = ()
 
 
 def attention(standing: Standing, now: float) -> list[Item]:
@@ -96,11 +106,11 @@ def _devices(standing: Standing, now: float) -> list[Item]:
     if standing.inconsistent:
         text = f"{_devices_word(standing.inconsistent)} could neither finish an update nor go back: look at the reasons"
         found.append(Item("bad", "inconsistent", text, "/rollouts"))
-    for device, why, since in standing.copied[:MAX_COPIED]:
-        found.append(Item("bad", "copied", f"{device}: {why}", f"/devices/{device}", since))
-    if len(standing.copied) > MAX_COPIED:
-        text = f"{_devices_word(len(standing.copied) - MAX_COPIED)} more whose identity two machines seem to use"
-        found.append(Item("bad", "copied", text, "/devices"))
+    for one in standing.suspects[:MAX_SUSPECTS]:
+        found.append(Item("bad", one.kind, f"{one.device}: {one.why}", f"/devices/{one.device}", one.since))
+    if len(standing.suspects) > MAX_SUSPECTS:
+        text = f"{_devices_word(len(standing.suspects) - MAX_SUSPECTS)} more that cannot be what they seem"
+        found.append(Item("bad", "suspects", text, "/devices"))
     if standing.serving_down:
         found.append(
             Item("bad", "down", f"serving is down on {_devices_word(standing.serving_down)}", "/devices?state=online")

@@ -6,7 +6,7 @@ Invariant: reads in one consistent look at the database, changes nothing, and sh
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Final, cast
 
@@ -19,6 +19,7 @@ from controller.database.connection import Database
 from controller.database.http import database
 from controller.devices import list_store
 from controller.devices.copies import Copies
+from controller.devices.revoking import Revoking
 from controller.errors import InvalidError
 from controller.rollouts import store as rollouts_store
 from controller.rollouts.model import LIVE
@@ -43,15 +44,13 @@ def overview(request: Request, principal: Reader, db: Db) -> dict[str, Any]:
     """Return how the caller's fleet stands now."""
     now, tenant = time.time(), principal.tenant
     latest = cast("LatestVitals", request.app.state.vitals)
-    suspected = cast("Copies", request.app.state.copies).all(now)
     with db.read() as connection:
         counts = list_store.counts_by_state(connection, tenant, now)
         ids = list_store.ids(connection, tenant, list_store.DeviceFilter(), now, MAX_DEVICES)
         vitals = list(latest.all(ids, now).values())
         rollouts = rollouts_store.rollouts_of(connection, tenant, MAX_ROLLOUTS)
         executions = rollouts_store.execution_counts(connection, [row.id for row in rollouts])
-        copied = [(one, suspected[one].reason, suspected[one].since) for one in ids if one in suspected]
-        standing = _standing(connection, tenant, counts, rollouts, vitals, copied, now)
+        standing = _standing(connection, tenant, counts, rollouts, vitals, _suspects(request, ids, now), now)
         items = judged.attention(standing, now)
         runs = _runs(connection, tenant)
     return {
@@ -90,7 +89,7 @@ def _standing(
     counts: Mapping[str, int],
     rollouts: Any,
     vitals: list[Vitals],
-    copied: list[tuple[str, str, float]],
+    suspects: list[judged.Suspect],
     now: float,
 ) -> judged.Standing:
     expiring, first = list_store.with_certificates_until(connection, tenant, now + judged.CERTIFICATE_SECONDS)
@@ -99,7 +98,7 @@ def _standing(
         late=counts["late"],
         serving_down=list_store.with_serving_down(connection, tenant, now),
         inconsistent=rollouts_store.inconsistent_devices(connection, tenant),
-        copied=copied,
+        suspects=suspects,
         expiring=expiring,
         first_expiry=first,
         rollouts=[
@@ -120,6 +119,14 @@ def _standing(
             for one in vitals
         ],
     )
+
+
+def _suspects(request: Request, ids: Sequence[str], now: float) -> list[judged.Suspect]:
+    copied = cast("Copies", request.app.state.copies).all(now)
+    silenced = set(cast("Revoking", request.app.state.revoking).silenced())
+    found = [judged.Suspect(one, "copied", copied[one].reason, copied[one].since) for one in ids if one in copied]
+    why = "it sends more messages than the broker can pass on, and is kept out for a while: look at its log"
+    return found + [judged.Suspect(one, "flood", why) for one in ids if one in silenced]
 
 
 def _runs(connection: Connection, tenant: str) -> list[dict[str, Any]]:

@@ -59,10 +59,21 @@ def judge(held: Held | None, serials: AbstractSet[str], issuers: AbstractSet[str
     if held.issuers != issuers:
         return Write(begins, ends, "other authorities sign now")
     if missing := serials - held.serials:
-        return Write(begins, ends, f"{len(missing)} certificates were revoked")
+        return Write(begins, ends, f"{len(missing)} certificates are to be refused")
+    if held.serials != serials:
+        return Write(begins, ends, "certificates ended, or are taken again")
     if held.ends - HOLDS + RENEW_AFTER <= now:
         return Write(begins, ends, "renewed in good time")
-    return Keep("all revoked certificates are on it")
+    return Keep("it has what it shall have")
+
+
+SILENT_FIRST: Final = 60.0
+SILENT_AT_MOST: Final = 3_600.0
+
+
+def silence(times: int) -> float:
+    """Return for how many seconds a device is kept out that has flooded the broker ``times`` times (from 1)."""
+    return float(min(SILENT_FIRST * 2 ** min(times - 1, 16), SILENT_AT_MOST))
 
 
 def cuts_due(seconds_since: float, done: int) -> bool:

@@ -6,7 +6,7 @@ Invariant: a device's sequence moves only in the transaction of the message's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, not_, or_, select, update
@@ -150,12 +150,12 @@ def is_active(connection: Connection, device: str) -> bool:
     return connection.execute(statement).one_or_none() is not None
 
 
-def revoked_certificates(connection: Connection, since: float) -> list[tuple[str, str]]:
-    """Return device and serial of each certificate of a revoked device that ends after ``since``."""
+def revoked_certificates(connection: Connection, since: float, also: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return device and serial of each certificate that ends after ``since``, of revoked devices and of ``also``."""
     statement = (
         select(certificates.c.device, certificates.c.serial)
         .join(devices, devices.c.id == certificates.c.device)
-        .where(devices.c.revoked.is_not(None), certificates.c.expires > since)
+        .where(or_(devices.c.revoked.is_not(None), devices.c.id.in_(also)), certificates.c.expires > since)
     )
     return [(device, serial) for device, serial in connection.execute(statement)]
 

@@ -12,6 +12,7 @@ from controller.console.attention import (
     JobSeen,
     RolloutSeen,
     Standing,
+    Suspect,
     attention,
 )
 
@@ -32,7 +33,8 @@ def test_a_fleet_that_is_well_needs_nobody() -> None:
         ({"lost": 1}, "lost", "1 device lost"),
         ({"late": 1200}, "late", "1,200 devices late"),
         ({"serving_down": 2}, "down", "serving is down on 2 devices"),
-        ({"copied": (("d-1", "two machines use it", NOW),)}, "copied", "d-1: two machines use it"),
+        ({"suspects": (Suspect("d-1", "copied", "two machines use it", NOW),)}, "copied", "d-1: two machines use it"),
+        ({"suspects": (Suspect("d-1", "flood", "it sends too much"),)}, "flood", "d-1: it sends too much"),
         ({"inconsistent": 1}, "inconsistent", "neither finish an update nor go back"),
         ({"expiring": 3, "first_expiry": NOW + CERTIFICATE_SECONDS / 2}, "certificate", "expire within a week"),
         ({"expiring": 3, "first_expiry": NOW - 1}, "certificate", "have expired"),
@@ -80,8 +82,8 @@ def test_the_worst_comes_first_then_the_newest() -> None:
     assert [item.href for item in found[:2]] == ["/rollouts/new", "/rollouts/old"]
 
 
-def test_many_copies_do_not_fill_the_list() -> None:
-    copied = tuple((f"d-{n}", "two machines use it", NOW) for n in range(12))
-    found = attention(dataclasses.replace(QUIET, copied=copied), NOW)
-    assert [item.kind for item in found] == ["copied"] * 4
+def test_many_suspects_do_not_fill_the_list() -> None:
+    suspects = tuple(Suspect(f"d-{n}", "copied", "two machines use it", NOW) for n in range(12))
+    found = attention(dataclasses.replace(QUIET, suspects=suspects), NOW)
+    assert sorted(item.kind for item in found) == ["copied", "copied", "copied", "suspects"]
     assert any("9 devices more" in item.text for item in found)

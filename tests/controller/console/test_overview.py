@@ -74,6 +74,10 @@ def test_a_copied_identity_needs_a_person_of_its_own_tenant(served: Served) -> N
         copies.note(device_id(2), "b", n, True, now)
     (item,) = overview(served)["attention"]
     assert (item["kind"], item["href"]) == ("copied", f"/devices/{device_id(1)}")
+    revoking = served.control._revoking
+    revoking.silence(device_id(2))
+    revoking.silence(device_id(3))
+    assert {item["kind"] for item in overview(served)["attention"]} == {"copied", "flood"}
 
 
 def test_traffic_is_what_devices_report_now_and_is_sampled_over_time(served: Served) -> None:

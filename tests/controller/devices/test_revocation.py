@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.devices.revocation import BACKDATED, CUTS, DAY, HOLDS, Held, Keep, Write, cuts_due, judge
+from controller.devices.revocation import BACKDATED, CUTS, DAY, HOLDS, Held, Keep, Write, cuts_due, judge, silence
 
 NOW = 1_790_000_000.0
 ISSUERS = frozenset({"CN=a", "CN=b"})
@@ -23,9 +23,9 @@ def test_the_first_list_is_backdated_and_holds_for_long() -> None:
 
 def test_a_list_that_has_everything_is_kept_for_a_day() -> None:
     on_it = held(serials=frozenset({"1", "2"}))
-    assert isinstance(judge(on_it, {"1"}, ISSUERS, NOW), Keep)  # one that ended is no reason to write
-    assert isinstance(judge(on_it, {"1"}, ISSUERS, NOW + DAY - 1), Keep)
-    late = judge(on_it, {"1"}, ISSUERS, NOW + DAY)
+    assert isinstance(judge(on_it, {"1", "2"}, ISSUERS, NOW), Keep)
+    assert isinstance(judge(on_it, {"1", "2"}, ISSUERS, NOW + DAY - 1), Keep)
+    late = judge(on_it, {"1", "2"}, ISSUERS, NOW + DAY)
     assert isinstance(late, Write)
     assert (late.begins, late.ends) == (NOW + DAY - BACKDATED, NOW + DAY + HOLDS)
 
@@ -35,6 +35,7 @@ def test_a_missing_certificate_or_another_issuer_is_written_at_once() -> None:
     assert isinstance(one, Write)
     assert one.begins == NOW - BACKDATED + 1  # later than the one before, in the same second
     assert isinstance(judge(held(), set(), ISSUERS | {"CN=c"}, NOW), Write)
+    assert isinstance(judge(held(serials=frozenset({"1", "2"})), {"1"}, ISSUERS, NOW), Write)  # taken again
 
 
 def test_a_clock_that_was_put_back_makes_a_list_that_is_valid_now() -> None:
@@ -61,6 +62,11 @@ def test_whatever_happens_the_list_on_disk_is_valid_and_later_than_the_one_befor
         assert on_disk is not None
         assert on_disk.begins <= now < now + HOLDS - 2 * DAY < on_disk.ends
         assert serials <= on_disk.serials
+
+
+def test_a_flooding_device_is_kept_out_longer_each_time_and_never_for_good() -> None:
+    assert [silence(times) for times in (1, 2, 3)] == [60, 120, 240]
+    assert silence(50) == silence(10_000) == 3_600
 
 
 def test_cuts_are_made_at_once_and_again_later_and_then_no_more() -> None:

@@ -95,6 +95,28 @@ async def test_a_broker_that_was_away_and_a_restart_miss_nothing(api: Any, broke
     assert again.told == [("reload", 1), (device, 1)]
 
 
+async def test_a_flooding_device_is_kept_out_for_a_while_and_longer_the_next_time(api: Any, broker: Broker) -> None:
+    device, other = api.enrolled(), api.enrolled()
+    ticks = [0.0]
+    work = revoking(api, broker, ticks)
+    work.silence(device)
+    await work.look()
+    assert broker.told == [("reload", 1), (device, 1)]
+    assert work.silenced() == [device]
+    api.admin.delete(f"/api/v1/devices/{other}")
+    await work.look()
+    assert broker.told[2:] == [("reload", 2), (other, 2)]
+    ticks[0] = 61.0
+    await work.look()
+    assert ("reload", 1) in broker.told[4:]  # it is taken again, and who is revoked is not
+    assert work.silenced() == []
+    work.silence(device)
+    await work.look()
+    assert (device, 2) in broker.told[-2:]
+    ticks[0] = 61.0 + 119
+    assert work.silenced() == [device]
+
+
 async def test_it_is_carried_out_within_a_moment_of_the_commit(api: Any, broker: Broker) -> None:
     device = api.enrolled()
     task = asyncio.create_task(revoking(api, broker, [0.0]).run())
