@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import secrets
 import time
-from typing import Final
 
-import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
@@ -28,25 +25,17 @@ from controller.errors import (
     UnavailableError,
 )
 from controller.http_protocol import MAX_DROPPED
+from controller.routing.answer import retry_headers, send_answer, send_json, send_whole
 from controller.routing.attempt import RETRY_AFTER, GiveUp
 from controller.routing.budget import Budget
 from controller.routing.fleet_view import FleetView
-from controller.routing.forward import Delivered, Forwarder, Order
+from controller.routing.forward import Forwarder, Order
 from controller.routing.hub import PATH, Hub, refuse
 from controller.routing.metrics import CONTENT_TYPE, Metrics
 from controller.routing.request import GoneError, Head, Target, parse_target, read_body, read_head, request_id_of
 from controller.routing.waiting import ClientWatch
 from controller.tenants.access import Denied, Principal, allowed
 from wire.version import __version__
-
-PIECE: Final = 256 * 1024  # bytes of an answer handed to the socket at once
-PIECE_SECONDS: Final = 30.0  # for a client to take one piece: slow links are served, who reads nothing is let go
-_PASSED_BACK: Final = frozenset({"content-type", "content-encoding", "inference-header-content-length"})
-_OWN: Final = frozenset({"muster-device", "muster-attempts", "muster-route-ms"})
-_HEADER_NAME: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
-_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,512}\Z")
-
-_Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger()
 
@@ -108,7 +97,7 @@ class Gateway:
         if path == "/metrics":
             principal = await self._authenticated(read_head(scope))
             _require(principal, "metrics.read")
-            return await _send(send, 200, [(b"content-type", CONTENT_TYPE)], self._metrics.page(principal.tenant))
+            return await send_whole(send, 200, [(b"content-type", CONTENT_TYPE)], self._metrics.page(principal.tenant))
         answers: dict[str, tuple[int, dict[str, object]]] = {
             "/v2": (200, {"name": "muster-gateway", "version": __version__, "extensions": []}),
             "/healthz": (200, {"live": True, "tunnels": len(self._hub)}),
@@ -120,7 +109,7 @@ class Gateway:
         if scope["method"] != "GET":
             raise _MethodError("this address takes GET only", "bad_method")
         status, fields = answers[path]
-        return await _send_json(send, status, fields)
+        return await send_json(send, status, fields)
 
     @property
     def _ready(self) -> bool:
@@ -146,7 +135,7 @@ class Gateway:
                 raise NotFoundError(f"there is no model {_named(target)} in tenant {tenant}", "no_model")
             if target.verb == "ready":
                 ready = bool(self._view.eligible(tenant, target.model, target.version))
-                return await _send_json(send, 200 if ready else 503, {"name": target.model, "ready": ready})
+                return await send_json(send, 200 if ready else 503, {"name": target.model, "ready": ready})
             model = target.model
             self._in_flight += 1
             self._metrics.in_flight.inc()
@@ -189,11 +178,11 @@ class Gateway:
             self._budget.give(tenant, reserved)
             reserved = 0
             if isinstance(result, GiveUp):
-                headers = _retry(result.retry_after, request_id)
-                await _send_json(send, result.status, {"error": result.reason}, headers)
+                headers = retry_headers(result.retry_after, request_id)
+                await send_json(send, result.status, {"error": result.reason}, headers)
                 return result.status
             assert result.stream.head is not None
-            await _send_answer(send, result, request_id)
+            await send_answer(send, result, request_id)
             return result.stream.head.status
         finally:
             watch.stop()
@@ -209,12 +198,12 @@ class Gateway:
             return self._view.principal(head.token, time.time())
 
     async def _refuse(self, scope: Scope, send: Send, error: ControllerError) -> None:
-        headers = _retry(RETRY_AFTER if error.status in (429, 503) else None, request_id_of(scope))
+        headers = retry_headers(RETRY_AFTER if error.status in (429, 503) else None, request_id_of(scope))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if self._draining or _announced(scope) > MAX_DROPPED:  # else the rest is dropped, so that the answer is read
             headers.append((b"connection", b"close"))
-        await _send_json(send, error.status, {"error": str(error), "code": error.code}, headers)
+        await send_json(send, error.status, {"error": str(error), "code": error.code}, headers)
 
 
 class _MethodError(InvalidError):
@@ -235,57 +224,3 @@ def _require(principal: Principal, action: str) -> None:
 
 def _named(target: Target) -> str:
     return f"{target.model!r}" + (f" version {target.version!r}" if target.version else "")
-
-
-def _retry(seconds: int | None, request_id: str | None) -> _Headers:
-    headers: _Headers = []
-    if seconds is not None:
-        headers.append((b"retry-after", str(seconds).encode()))
-    if request_id is not None:
-        headers.append((b"x-request-id", request_id.encode()))
-    return headers
-
-
-async def _send_json(send: Send, status: int, fields: dict[str, object], headers: _Headers | None = None) -> None:
-    await _send(send, status, [(b"content-type", b"application/json"), *(headers or ())], msgspec.json.encode(fields))
-
-
-async def _send(send: Send, status: int, headers: _Headers, body: bytes) -> None:
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_answer(send: Send, result: Delivered, request_id: str) -> None:
-    """Hand a device's answer on, no faster than the client takes it, and return its room."""
-    stream = result.stream
-    head, body = stream.head, stream.body
-    assert head is not None
-    headers: _Headers = [
-        (b"content-length", str(len(body)).encode()),
-        (b"muster-device", stream.tunnel.live.device.encode()),
-        (b"muster-attempts", str(result.attempts).encode()),
-        (b"muster-route-ms", f"{result.routed * 1000:.2f}".encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
-    for name, value in head.headers.items():
-        lower = name.lower()
-        wanted = lower in _PASSED_BACK or (lower.startswith("muster-") and lower not in _OWN)
-        if wanted and _HEADER_NAME.match(lower) and _HEADER_VALUE.match(value):
-            headers.append((lower.encode(), value.encode()))
-    try:
-        await send({"type": "http.response.start", "status": head.status, "headers": headers})
-        if len(body) <= PIECE:
-            return await send({"type": "http.response.body", "body": bytes(body)})
-        view = memoryview(body)
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PIECE_SECONDS) as limit:
-            for start in range(0, len(body), PIECE):
-                limit.reschedule(loop.time() + PIECE_SECONDS)
-                piece = bytes(view[start : start + PIECE])
-                await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
-    except TimeoutError:
-        log.warning("a client did not take its answer", request=request_id)  # returning now closes its connection
-    finally:
-        stream.release()
-    return None

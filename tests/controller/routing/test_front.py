@@ -186,6 +186,7 @@ async def test_a_device_cannot_forge_headers(house):
                 "Set-Cookie": "a=b",
                 "muster-note": "a\r\nset-cookie: c=d",
                 "Muster-Build": "b-1",
+                "Content-Type": "text/plain",
                 "content-length": "7",
             },
         )
@@ -197,6 +198,7 @@ async def test_a_device_cannot_forge_headers(house):
     assert "set-cookie" not in answer.headers
     assert "muster-note" not in answer.headers
     assert answer.headers["muster-build"] == "b-1"
+    assert answer.headers.get_list("content-type") == ["text/plain"]  # said twice, as two names that are one
     assert answer.headers["content-length"] == "1"
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from controller.routing import front
+from controller.routing import answer as answers
 
 MODEL = "digits"
 RATE = 2.5 * 1024**2  # bytes a second
@@ -100,7 +100,7 @@ async def test_a_large_body_that_stands_still_is_given_to_another_device(house):
 class TestSlowClients:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        monkeypatch.setattr(front, "PIECE_SECONDS", 1.0)
+        monkeypatch.setattr(answers, "PIECE_SECONDS", 1.0)
 
     @staticmethod
     async def asking(house) -> tuple[socket.socket, bytes]:
