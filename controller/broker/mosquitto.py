@@ -25,12 +25,14 @@ import structlog
 from controller.broker.configuration import Listener, Version, access_rules, configuration, read_version
 from controller.broker.operate import CONFIGURATION_FILE, OPERATOR_PORT_FILE, PID_FILE, runs_with
 from controller.errors import UnavailableError
+from controller.listening import allow_connections
 
 VARIABLE: Final = "MUSTER_MOSQUITTO"  # the program's path, when it is not where programs usually are
 START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 STEADY_SECONDS: Final = 30.0  # after that long without dying, the back-off begins anew
+OPEN_FILES: Final = 65_536  # one for each device, as far as the system lets us
 _USUAL: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _LINE: Final = 4_096
 
@@ -90,6 +92,7 @@ class Mosquitto:
         Raises UnavailableError: "port_taken", "broker_failed" (with its last words) or "broker_unwritable".
         """
         await asyncio.to_thread(self._end_leftover)
+        allow_connections(OPEN_FILES)  # the child inherits it: a thousand devices are more than most systems begin with
         version = await self._ask_version()
         port = _free_port(self._listener.host, self._listener.port)
         self._listener = replace(self._listener, port=port, operator_port=_free_port("127.0.0.1", 0, besides=port))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import aiomqtt
 import pytest
 
-from controller.broker.mosquitto import Mosquitto, find_program
+from controller.broker.mosquitto import OPEN_FILES, Mosquitto, find_program
 from controller.devices.authority import CONTROLLER_NAME, Authority
 from controller.errors import InvalidError, UnavailableError
 from wire.codec import encode
@@ -198,3 +199,17 @@ async def test_a_mosquitto_left_behind_is_ended_at_the_next_start(house: Any) ->
         os.kill(left, 0)
         assert Path(f"/proc/{left}/stat").read_text().split(") ")[1].startswith("Z")
     await second.stop()
+
+
+async def test_the_broker_may_hold_more_lines_than_a_shell_begins_with(house: Any, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+    other = Mosquitto(find_program(os.environ, tmp_path), tmp_path / "second", house.listener(), [CONTROLLER_NAME])
+    try:
+        await other.start()
+        limits = Path(f"/proc/{other.pid}/limits").read_text()
+        soft = int(limits.split("Max open files")[1].split()[0])
+        assert soft == min(OPEN_FILES, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        await other.stop()
