@@ -30,10 +30,11 @@ from controller.settings import Settings
 from controller.tenants import tokens
 from controller.tenants.access import BUILDER
 from controller.tenants.store import tenant_names
+from controller.trust import store as trust_store
 from controller.trust.keeping import Keeper
 from device_profiles import load as load_profiles
 from wire.enrolment import TrustBundle, bundle_bytes
-from wire.envelope import PrivateKey, PublicKey, decode_public_key, encode_public_key, key_id
+from wire.envelope import PrivateKey, PublicKey, decode_public_key, key_id
 from wire.errors import WireError
 
 _FIRST_ADMIN: Final = "keys/first-admin-token"
@@ -168,6 +169,9 @@ def prepare(settings: Settings, now: float) -> Installation:
         with database.begin() as connection:
             for tenant in tenant_names(connection):
                 keeper.found(connection, tenant, now)
+            tenants = trust_store.tenants(connection)
+        for tenant in tenants:
+            keeper.keep(tenant, now)  # a builder's key may have been added
     finally:
         database.close()
     return Installation(
@@ -193,7 +197,6 @@ def trust_bundle(installation: Installation, root: bytes) -> bytes:
     return bundle_bytes(
         TrustBundle(
             ca_pem=installation.authority.root_file.read_text(),
-            builder_keys=[encode_public_key(key) for key in installation.builder_keys.values()],
             assignment_keys=[public_text(installation.assignment_key)],
             tuf_root=root,
         )

@@ -41,13 +41,12 @@ class JoinToken:
 
 
 class TrustBundle(Message, frozen=True, kw_only=True):
-    """What a device pins: the fleet CA, who vouches for builds and for assignments (DER keys in base64).
+    """What a device pins: the fleet CA, who vouches for assignments (DER keys in base64), who says what is a build.
 
     tuf_root: root metadata of the tenant's signed repository (wire 10), from which all newer ones descend.
     """
 
     ca_pem: Pem
-    builder_keys: Annotated[list[str], Meta(min_length=1, max_length=8)]
     assignment_keys: Annotated[list[str], Meta(min_length=1, max_length=8)]
     tuf_root: Annotated[bytes, Meta(min_length=2, max_length=32_768)]
 

@@ -102,6 +102,19 @@ def open_envelope(data: bytes, purpose: str, keys: Mapping[str, PublicKey]) -> b
     return envelope.payload
 
 
+def payload_of(data: bytes) -> bytes:
+    """Return the payload of the envelope in ``data``, unverified: for bytes that are known by their hash.
+
+    Raises MalformedError.
+    """
+    if len(data) > MAX_BYTES:
+        raise MalformedError(f"envelope of {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    try:
+        return msgspec.json.decode(data, type=Envelope).payload
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"not an envelope: {error}") from error
+
+
 def peek_key_id(data: bytes) -> str:
     """Return the key id that the envelope in ``data`` names, unverified. Raises MalformedError."""
     try:

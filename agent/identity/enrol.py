@@ -169,7 +169,7 @@ def _fetch_trust(address: Address, token: JoinToken) -> tuple[bytes, TrustBundle
 def _read_bundle(raw: bytes) -> TrustBundle:
     try:
         bundle = codec.decode(TrustBundle, raw, enrolment.MAX_BYTES)
-        for text in (*bundle.builder_keys, *bundle.assignment_keys):
+        for text in bundle.assignment_keys:
             envelope.decode_public_key(text)
     except WireError as error:
         raise TrustError(f"the trust bundle cannot be used: {error}", "bad_trust") from error

@@ -1,13 +1,15 @@
-"""What this device believes: the keys pinned when it joined (wire 5, wire 8.2).
+"""What this device believes: the keys pinned when it joined (wire 5, wire 8.2), and what the repository vouches for.
 
-Invariant: only bytes that a pinned key signed for the right purpose leave this module, and only as parsed values. A
-key that vouches for assignments cannot vouch for a build, nor the reverse: who steals the controller can only choose
-among builds that the builder signed. Does not judge whether an assignment is for this device, fresh or newer
-(`wire.assignment.judge`), nor whether a build fits (`updates/precheck.py`).
+Invariant: only bytes that a pinned key signed for the right purpose leave this module, or bytes with the hash that an
+assignment names, and only as parsed values. No key that vouches for assignments vouches for a build: that is the signed
+repository's (`voucher.py`), so who steals the controller can only choose among builds that a builder signed. Does not
+judge whether an assignment is for this device, fresh or newer (`wire.assignment.judge`), nor whether a build fits
+(`updates/precheck.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from agent.errors import TrustError
@@ -25,7 +27,6 @@ class Pinned:
 
     def __init__(self, bundle: TrustBundle) -> None:
         try:
-            self._builders = _by_id(bundle.builder_keys)
             self._assigners = _by_id(bundle.assignment_keys)
         except WireError as error:
             raise TrustError(
@@ -49,13 +50,16 @@ class Pinned:
         except WireError as error:
             raise _refusal("command", error) from error
 
-    def open_manifest(self, data: bytes) -> tuple[str, Manifest, bytes]:
-        """Return the build id, the manifest and its bytes as signed, from the envelope ``data``.
+    def open_manifest(self, data: bytes, sha256: str) -> tuple[str, Manifest, bytes]:
+        """Return the build id, the manifest and its bytes, from the envelope ``data``, which must have ``sha256``.
 
-        Raises TrustError: "bad_signature", "version" or "malformed".
+        The hash stands for the signature: nothing is installed before the repository vouched for it.
+        Raises TrustError: "wrong_hash", "version" or "malformed".
         """
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise TrustError(f"the manifest's bytes are not those of {sha256}: fetch it again", "wrong_hash")
         try:
-            payload = envelope.open_envelope(data, envelope.MANIFEST, self._builders)
+            payload = envelope.payload_of(data)
             return build_id(payload), parse_manifest(payload), payload
         except WireError as error:
             raise _refusal("manifest", error) from error

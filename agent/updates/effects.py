@@ -108,7 +108,7 @@ class Effects:
         assert item.manifest_size is not None
         path = await self._fetcher.fetch(item.manifest_sha256, item.manifest_size)
         try:
-            build, manifest, _ = self._trust.open_manifest(_read(path))
+            build, manifest, _ = self._trust.open_manifest(_read(path), item.manifest_sha256)
         except TrustError as error:
             raise Stop(error.code, str(error), event=Event.REJECTED) from error
         if build != item.build:
@@ -263,7 +263,7 @@ class Effects:
         """Return manifest, signed bytes and envelope from the store, verified again: the disk is not trusted."""
         assert row.item.manifest_sha256 is not None
         envelope = _read(self._store.path(row.item.manifest_sha256))
-        build, manifest, payload = self._trust.open_manifest(envelope)
+        build, manifest, payload = self._trust.open_manifest(envelope, row.item.manifest_sha256)
         if build != row.item.build:
             raise Stop("other_build", f"the manifest is that of {build}, not of {row.item.build}")
         return manifest, payload, envelope

@@ -30,8 +30,8 @@ class Trusts(Protocol):
     def open_assignment(self, data: bytes) -> Assignment:
         """Return the assignment in an envelope."""
 
-    def open_manifest(self, data: bytes) -> tuple[str, Manifest, bytes]:
-        """Return the build id, the manifest and its bytes as signed."""
+    def open_manifest(self, data: bytes, sha256: str) -> tuple[str, Manifest, bytes]:
+        """Return the build id, the manifest and its bytes, from an envelope that must have ``sha256``."""
 
 
 class Vouches(Protocol):

@@ -86,6 +86,7 @@ class Standing:
     late: int
     serving_down: int
     inconsistent: int
+    noticing: int
     expiring: int
     first_expiry: float | None
     rollouts: Sequence[RolloutSeen]
@@ -98,6 +99,7 @@ class Standing:
 def attention(standing: Standing, now: float) -> list[Item]:
     """Return what needs a person, the worst first, then the newest."""
     found = [*_devices(standing, now), *_rollouts(standing.rollouts, now), *_jobs(standing.failed_jobs)]
+    found += _signatures(standing.signatures, now)
     return sorted(found, key=lambda item: (item.severity != "bad", -(item.since or 0.0)))
 
 
@@ -115,6 +117,9 @@ def _devices(standing: Standing, now: float) -> list[Item]:
         found.append(
             Item("bad", "down", f"serving is down on {_devices_word(standing.serving_down)}", "/devices?state=online")
         )
+    if standing.noticing:
+        text = f"{_devices_word(standing.noticing)} cannot take new builds: the device's page says why"
+        found.append(Item("bad", "notice", text, "/devices?state=online"))
     if standing.lost:
         found.append(Item("bad", "lost", f"{_devices_word(standing.lost)} lost: not connected", "/devices?state=lost"))
     if standing.late:
@@ -146,6 +151,22 @@ def _devices(standing: Standing, now: float) -> list[Item]:
 def _fails(device: DeviceSeen) -> bool:
     asked, failed = device.requests_per_s, device.errors_per_s
     return bool(asked) and bool(failed) and (failed or 0.0) / (asked or 1.0) > MAX_ERROR_SHARE
+
+
+def _signatures(signatures: Sequence[tuple[str, float]], now: float) -> list[Item]:
+    if not signatures:
+        return []
+    over = signatures[0][1] <= now
+    roles = ", ".join(role for role, _ in signatures[:3]) + (" and others" if len(signatures) > 3 else "")
+    words = "has expired: devices take no new builds" if over else "expires soon"
+    return [
+        Item(
+            "bad" if over else "warn",
+            "signature",
+            f"the signature of {roles} {words}: `muster keys status`",
+            "/settings",
+        )
+    ]
 
 
 def _rollouts(rollouts: Sequence[RolloutSeen], now: float) -> list[Item]:

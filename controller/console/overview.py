@@ -29,6 +29,7 @@ from controller.telemetry.series import HOUR_SECONDS, Series
 from controller.telemetry.vitals import LatestVitals, Vitals
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit
+from controller.trust import keeping
 
 MAX_ATTENTION: Final = 50
 MAX_DEVICES: Final = 200_000
@@ -97,6 +98,8 @@ def _standing(
         lost=counts["lost"],
         late=counts["late"],
         serving_down=list_store.with_serving_down(connection, tenant, now),
+        noticing=list_store.with_notices(connection, tenant, now),
+        signatures=keeping.overdue(connection, tenant, now),
         inconsistent=rollouts_store.inconsistent_devices(connection, tenant),
         suspects=suspects,
         expiring=expiring,

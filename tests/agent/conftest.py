@@ -175,7 +175,7 @@ class FakeController:
         self.mqtt_port = 8883
         public = envelope.encode_public_key(self.signing_key.public_key())
         self.bundle = enrolment.bundle_bytes(
-            TrustBundle(ca_pem=authority.pem, builder_keys=[public], assignment_keys=[public], tuf_root=b"{}")
+            TrustBundle(ca_pem=authority.pem, assignment_keys=[public], tuf_root=b"{}")
         )
         self.token = str(JoinToken("default", "a" * 16, "b" * 32, enrolment.fingerprint(self.bundle)))
         self.answers: dict[str, tuple[int, bytes]] = {}

@@ -159,9 +159,7 @@ EXAMPLES: dict[str, Message] = {
         reasons=["accuracy 99.5 % of the source's"],
         created=1_700_000_000.0,
     ),
-    "trust_bundle": TrustBundle(
-        ca_pem="PEM", builder_keys=["a2V5"], assignment_keys=["a2V5"], tuf_root=b'{"signed":{}}'
-    ),
+    "trust_bundle": TrustBundle(ca_pem="PEM", assignment_keys=["a2V5"], tuf_root=b'{"signed":{}}'),
     "enrol_request": EnrolRequest(token="id.secret", csr_pem="PEM", facts={"arch": "x86_64"}, name="bench-1"),
     "enrol_answer": EnrolAnswer(
         device=DEVICE,

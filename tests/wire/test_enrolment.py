@@ -5,7 +5,7 @@ import pytest
 from wire.enrolment import JoinToken, TrustBundle, bundle_bytes, fingerprint, parse_token
 from wire.errors import MalformedError
 
-BUNDLE = TrustBundle(ca_pem="PEM", builder_keys=["a"], assignment_keys=["b"], tuf_root=b"{}")
+BUNDLE = TrustBundle(ca_pem="PEM", assignment_keys=["b"], tuf_root=b"{}")
 TOKEN = JoinToken("default", "a" * 16, "b" * 32, fingerprint(bundle_bytes(BUNDLE)))
 
 
@@ -25,6 +25,6 @@ def test_the_secret_stays_out_of_logs() -> None:
 
 
 def test_any_other_bundle_has_another_fingerprint() -> None:
-    other = TrustBundle(ca_pem="PEM", builder_keys=["a"], assignment_keys=["c"], tuf_root=b"{}")
+    other = TrustBundle(ca_pem="PEM", assignment_keys=["c"], tuf_root=b"{}")
     assert fingerprint(bundle_bytes(other)) != TOKEN.fingerprint
     assert len(TOKEN.fingerprint) == 52

@@ -28,7 +28,6 @@ OTHER = ed25519.Ed25519PrivateKey.generate()
 TRUST = Pinned(
     TrustBundle(
         ca_pem="",
-        builder_keys=[envelope.encode_public_key(OTHER.public_key())],
         assignment_keys=[envelope.encode_public_key(KEY.public_key())],
         tuf_root=b"{}",
     )

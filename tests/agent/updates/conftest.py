@@ -99,7 +99,6 @@ class Controller:
     def bundle(self) -> TrustBundle:
         return TrustBundle(
             ca_pem="",
-            builder_keys=[envelope.encode_public_key(self.builder.public_key())],
             assignment_keys=[envelope.encode_public_key(self.assigner.public_key())],
             tuf_root=b"{}",
         )

@@ -17,7 +17,7 @@ from controller.console.attention import (
 )
 
 NOW = 1_700_000_000.0
-QUIET = Standing(0, 0, 0, 0, 0, None, (), (), ())
+QUIET = Standing(0, 0, 0, 0, 0, 0, None, (), (), ())
 WELL = DeviceSeen((), 1e10, 1e9, 100.0, 0.0)
 
 
@@ -36,6 +36,9 @@ def test_a_fleet_that_is_well_needs_nobody() -> None:
         ({"suspects": (Suspect("d-1", "copied", "two machines use it", NOW),)}, "copied", "d-1: two machines use it"),
         ({"suspects": (Suspect("d-1", "flood", "it sends too much"),)}, "flood", "d-1: it sends too much"),
         ({"inconsistent": 1}, "inconsistent", "neither finish an update nor go back"),
+        ({"noticing": 2}, "notice", "2 devices cannot take new builds"),
+        ({"signatures": (("targets", NOW + DAY),)}, "signature", "targets expires soon"),
+        ({"signatures": (("root", NOW - 1), ("targets", NOW + DAY))}, "signature", "root, targets has expired"),
         ({"expiring": 3, "first_expiry": NOW + CERTIFICATE_SECONDS / 2}, "certificate", "expire within a week"),
         ({"expiring": 3, "first_expiry": NOW - 1}, "certificate", "have expired"),
         ({"devices": (dataclasses.replace(WELL, throttling=("under_voltage",)),)}, "throttled", "heat or power"),

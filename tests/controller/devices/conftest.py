@@ -88,7 +88,7 @@ def api(tmp_path: Path) -> Api:
     admin = tokens.first_start(db, time.time())
     authority = Authority(tmp_path / "ca", time.time())
     signer = encode_public_key(new_key().public_key())
-    bundle = TrustBundle(ca_pem=authority.root_pem, builder_keys=[signer], assignment_keys=[signer], tuf_root=b"{}")
+    bundle = TrustBundle(ca_pem=authority.root_pem, assignment_keys=[signer], tuf_root=b"{}")
     now = [1_000_000.0]
     app = FastAPI()
     app.state.database = db
