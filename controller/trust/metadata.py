@@ -118,8 +118,8 @@ def sign(signed: T, signers: Iterable[Signer]) -> bytes:
 
 
 def add_signatures(data: bytes, signers: Iterable[Signer]) -> bytes:
-    """Return the document in ``data`` with further signatures over the same bytes."""
-    document: Metadata[Any] = Metadata.from_bytes(data)
+    """Return the root in ``data`` with further signatures over the same bytes. Raises InvalidError."""
+    document = read(data, Root)
     for signer in signers:
         document.sign(signer, append=True)
     return document.to_bytes(_COMPACT)
