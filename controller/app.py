@@ -45,6 +45,7 @@ from controller.listening import Server, listen
 from controller.rollouts import routes as rollouts_routes
 from controller.rollouts import store as rollouts_store
 from controller.rollouts.loop import RolloutLoop
+from controller.signing_keys import ACCESS, signing_key
 from controller.telemetry import routes as telemetry_routes
 from controller.telemetry.ingest import Ingest
 from controller.telemetry.metrics import CONTENT_TYPE, exposition
@@ -53,6 +54,7 @@ from controller.telemetry.series import Series
 from controller.telemetry.vitals import LatestVitals, as_json
 from controller.tenants import routes as tenants_routes
 from controller.tenants.access import Principal
+from controller.tenants.access_tokens import AccessTokens
 from controller.tenants.guard import install_errors, permit, public, require_declared
 from controller.trust import layout
 from controller.trust import routes as trust_routes
@@ -189,6 +191,7 @@ class Control:
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")
         api.state.builder_keys = installation.builder_keys
+        api.state.access_tokens = AccessTokens(signing_key(installation.data / "keys", ACCESS))
         api.state.keeper = self._keeper
         api.state.device_sessions = DeviceSessions(self._database, installation.session_key)
         api.state.fleet = Fleet(

@@ -57,6 +57,16 @@ def create(
         show_text(answer["token"])
 
 
+@tokens.command()
+def access(as_json: AsJson = False) -> None:
+    """Get an access token for your API token: good for ten minutes, for a program that should not have yours."""
+    answer = Api(read_login()).post("/api/v1/access-tokens")
+    if as_json:
+        show_json(answer)
+    else:
+        show_text(answer["access_token"])
+
+
 @tokens.command("list")
 def list_tokens(as_json: AsJson = False) -> None:
     """List API tokens, without their secrets."""

@@ -54,6 +54,7 @@ ROLES: Final[dict[str, frozenset[str]]] = {
     DEVICE: frozenset({"artifacts.read", "certificates.renew", "trust.read"}),
 }
 TOKEN_ROLES: Final = (ADMIN, OPERATOR, VIEWER, BUILDER, GATEWAY)  # a device has no token: it signs with its key
+CREDENTIALS: Final = frozenset({"sessions.write", "tokens.write"})  # else a stolen access token would live for ever
 ACTIONS: Final = frozenset[str]().union(*ROLES.values())
 
 
@@ -65,6 +66,7 @@ class Principal:
     role: str
     id: str
     name: str
+    by_access_token: bool = False  # recognised by an access token, which lives shorter than what it stands for
 
     @property
     def actor(self) -> str:
@@ -91,4 +93,6 @@ def allowed(principal: Principal, action: str, tenant: str) -> Allowed | Denied:
     if action not in ROLES.get(principal.role, frozenset()):
         able = [role for role, actions in ROLES.items() if action in actions]
         return Denied(f"the role {principal.role!r} may not do {action!r}; these may: {', '.join(able) or 'none'}")
+    if principal.by_access_token and action in CREDENTIALS:
+        return Denied("an access token makes no other credential: send the API token that it stands for")
     return Allowed()

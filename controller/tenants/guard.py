@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.routing import iter_route_contexts
+from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
@@ -32,6 +33,9 @@ from controller.database.connection import Database
 from controller.errors import ControllerError, DeniedError, UnauthenticatedError
 from controller.tenants import tokens
 from controller.tenants.access import ACTIONS, Denied, Principal, allowed
+from controller.tenants.access_tokens import AccessTokens
+from controller.tenants.attempts import network
+from controller.tenants.guesses import Guesses
 
 SESSION_COOKIE: Final = "muster_session"
 DEVICE_TOKEN_PREFIX: Final = "mud."  # noqa: S105 - the beginning of a token, not a token
@@ -84,10 +88,10 @@ def public(reason: str) -> Public:
 
 
 def identify(connection: HTTPConnection) -> Principal:
-    """Return who sent this request: an API token, a device's session token or a console cookie.
+    """Return who sent this request: an API token, an access token, a device's session token or a console cookie.
 
-    Device tokens are verified by ``app.state.device_sessions`` (controller/devices/session.py), which `app.py` sets.
-    Raises UnauthenticatedError.
+    Device tokens are verified by ``app.state.device_sessions`` (controller/devices/session.py), access tokens by
+    ``app.state.access_tokens``; `app.py` sets both. Raises UnauthenticatedError or TooManyError.
     """
     header = connection.headers.get("authorization", "")
     scheme, _, credential = header.partition(" ")
@@ -96,9 +100,13 @@ def identify(connection: HTTPConnection) -> Principal:
     if credential.startswith(DEVICE_TOKEN_PREFIX):
         return cast("_DeviceSessions", connection.app.state.device_sessions).verify(credential)
     database = cast("Database", connection.app.state.database)
+    if credential.count(".") == 2 and not credential.startswith(f"{tokens.PREFIX}."):
+        grant = cast("AccessTokens", connection.app.state.access_tokens).read(credential.strip(), time.time())
+        with database.read() as c:
+            return tokens.stands_for(c, grant, time.time())
     if header:
         with database.read() as c:
-            return tokens.verify(c, credential.strip(), time.time())
+            return verify_token(connection, c, credential.strip())
     cookie = connection.cookies.get(SESSION_COOKIE)
     if cookie is None:
         raise UnauthenticatedError("send an API token: `Authorization: Bearer TOKEN`", "no_credential")
@@ -106,6 +114,27 @@ def identify(connection: HTTPConnection) -> Principal:
         raise UnauthenticatedError("a session of the console may be used by the console's own pages only", "other_site")
     with database.read() as c:
         return tokens.verify_session(c, cookie, time.time())
+
+
+def verify_token(connection: HTTPConnection, database: Connection, text: str) -> Principal:
+    """Return the principal behind the API token ``text``, counting wrong secrets by token and address.
+
+    Raises UnauthenticatedError or TooManyError.
+    """
+    state, token, address = connection.app.state, tokens.named(text), network(connection)
+    if not hasattr(state, "guesses"):
+        state.guesses = Guesses()
+    guesses = cast("Guesses", state.guesses)
+    if token is not None:
+        guesses.check(token, address)
+    try:
+        principal = tokens.verify(database, text, time.time())
+    except tokens.WrongSecretError:
+        log.warning("a wrong secret was sent for an API token", token=token, address=address)
+        guesses.wrong(token or "", address)
+        raise
+    guesses.right(principal.id, address)
+    return principal
 
 
 def from_own_page(connection: HTTPConnection) -> bool:

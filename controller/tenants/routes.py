@@ -6,7 +6,7 @@ Invariant: a token's text appears in one answer, at its birth; a role below admi
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -18,8 +18,9 @@ from controller.database.http import database
 from controller.errors import DeniedError, UnauthenticatedError
 from controller.tenants import store, tokens
 from controller.tenants.access import ROLES, Denied, Principal, allowed
+from controller.tenants.access_tokens import AccessTokens
 from controller.tenants.attempts import Attempts
-from controller.tenants.guard import SESSION_COOKIE, from_own_page, permit, public
+from controller.tenants.guard import SESSION_COOKIE, from_own_page, permit, public, verify_token
 
 MAX_LISTED: Final = 500
 LOGIN_PATH: Final = "/login"
@@ -113,6 +114,27 @@ def create_login_link(principal: Annotated[Principal, Depends(permit("sessions.w
     return {"path": f"{LOGIN_PATH}/{code}", "expires": now + tokens.LOGIN_SECONDS}
 
 
+@router.post("/api/v1/access-tokens", status_code=201)
+def create_access_token(
+    request: Request, response: Response, principal: Annotated[Principal, Depends(permit("sessions.write"))], db: Db
+) -> dict[str, Any]:
+    """Give an access token, good for ten minutes, to the caller's API token or console session."""
+    now = time.time()
+    text, grant = cast("AccessTokens", request.app.state.access_tokens).make(principal.id, now)
+    with db.begin() as connection:
+        record(
+            connection,
+            tenant=principal.tenant,
+            actor=principal.actor,
+            action="access_tokens.create",
+            thing=f"token:{principal.id}",
+            at=now,
+            body={"access_token": grant.id, "expires": grant.expires},
+        )
+    response.headers["Cache-Control"] = "no-store"
+    return {"access_token": text, "token_type": "Bearer", "expires": grant.expires}
+
+
 class SessionRequest(BaseModel):
     """``token``: an API token."""
 
@@ -132,7 +154,7 @@ def open_session(asked: SessionRequest, request: Request, response: Response, db
         raise DeniedError("a session is opened by the console's own pages only", "other_site")
     now = time.time()
     with db.begin() as connection:
-        principal = tokens.verify(connection, asked.token, now)
+        principal = verify_token(request, connection, asked.token)
         verdict = allowed(principal, "sessions.write", principal.tenant)
         if isinstance(verdict, Denied):
             raise DeniedError(verdict.rule, "denied")
@@ -151,6 +173,7 @@ def open_session(asked: SessionRequest, request: Request, response: Response, db
 @router.get(LOGIN_PATH + "/{code}", dependencies=[Depends(public("the one-time code in the link is the credential"))])
 def log_in(code: str, request: Request, db: Db) -> Response:
     """Use up the code, set the session's cookie and go to the console, which tells a browser if that failed."""
+    _attempts(request).count("login", request)
     try:
         with db.begin() as connection:
             text = tokens.open_session(connection, code, time.time())
@@ -172,8 +195,11 @@ def log_out(request: Request, response: Response, db: Db) -> None:
     if text is not None:
         if not from_own_page(request):
             raise DeniedError("a session is ended by the console's own pages only", "other_site")
-        with db.begin() as connection:
-            tokens.close_session(connection, text)
+        with db.read() as connection:
+            held = tokens.has_session(connection, text, time.time())
+        if held:  # a stranger's cookie takes no write lock
+            with db.begin() as connection:
+                tokens.close_session(connection, text)
     response.delete_cookie(SESSION_COOKIE)
 
 

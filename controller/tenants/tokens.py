@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import Connection
@@ -22,6 +22,7 @@ from controller.database.connection import Database
 from controller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
 from controller.tenants import store
 from controller.tenants.access import ADMIN, TOKEN_ROLES, Principal
+from controller.tenants.access_tokens import Grant
 
 PREFIX: Final = "mut"
 DEFAULT_TENANT: Final = "default"
@@ -29,6 +30,13 @@ LOGIN_SECONDS: Final = 300.0
 SESSION_SECONDS: Final = 12 * 3600.0
 _NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _TEXT: Final = re.compile(rf"^{PREFIX}\.([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})\Z")
+
+
+_NOT_KNOWN: Final = "this API token is not known: make one with `muster tokens create`"
+
+
+class WrongSecretError(UnauthenticatedError):
+    """The id is that of a token, the secret is not its own. Told as if there were no such token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,25 @@ def verify(connection: Connection, text: str, now: float) -> Principal:
     """Return the principal behind the token ``text``. Raises UnauthenticatedError with what to do."""
     match = _TEXT.match(text)
     row = store.find_token(connection, match[1]) if match else None
-    if match is None or row is None or not hmac.compare_digest(row.secret_sha256, sha256(match[2])):
-        raise UnauthenticatedError("this API token is not known: make one with `muster tokens create`", "bad_token")
+    if match is None or row is None:
+        raise UnauthenticatedError(_NOT_KNOWN, "bad_token")
+    if not hmac.compare_digest(row.secret_sha256, sha256(match[2])):
+        raise WrongSecretError(_NOT_KNOWN, "bad_token")
     return _principal(row, now)
+
+
+def named(text: str) -> str | None:
+    """Return the id in the token ``text``; None when it has not the form of one."""
+    match = _TEXT.match(text)
+    return match[1] if match else None
+
+
+def stands_for(connection: Connection, grant: Grant, now: float) -> Principal:
+    """Return the principal for whose API token an access token stands. Raises UnauthenticatedError."""
+    row = store.find_token(connection, grant.token)
+    if row is None:
+        raise UnauthenticatedError(_NOT_KNOWN, "bad_token")
+    return replace(_principal(row, now), by_access_token=True)
 
 
 def revoke(connection: Connection, tenant: str, token: str, now: float) -> None:
@@ -128,6 +152,11 @@ def verify_session(connection: Connection, text: str, now: float) -> Principal:
     if row is None:
         raise UnauthenticatedError("this session is over: log in again with `muster login`", "bad_session")
     return _principal(row, now)
+
+
+def has_session(connection: Connection, text: str, now: float) -> bool:
+    """Whether there is a console session of that text."""
+    return store.session_token(connection, sha256(text), now) is not None
 
 
 def close_session(connection: Connection, text: str) -> None:

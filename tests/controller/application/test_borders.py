@@ -70,6 +70,7 @@ CASES: Final[dict[str, Case]] = {
     "POST /api/v1/tokens": Case({"name": "n", "role": "viewer"}),
     "GET /api/v1/whoami": OWN,
     "POST /api/v1/login-links": OWN,
+    "POST /api/v1/access-tokens": OWN,
     "POST /api/v1/join-tokens": Case({}),
     "POST /api/v1/device-certificates": OWN,
     "GET /api/v1/devices": OWN,
