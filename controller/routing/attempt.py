@@ -73,9 +73,11 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Answer the client with ``status``. ``retry_after``: seconds, None where coming back soon is of no use."""
+    """Answer the client with ``status``. ``code``: a stable word for programs; ``reason``: what happened, and what may
+    help; ``retry_after``: seconds, None where coming back soon is of no use."""
 
     status: int
+    code: str
     reason: str
     retry_after: int | None = None
 
@@ -105,14 +107,19 @@ def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float
     """Return the next step for a request whose tries so far are ``tried``. ``now`` and ``deadline`` in seconds."""
     remaining = deadline - now
     if remaining < MIN_TRY:
-        return GiveUp(504, f"no device answered within the deadline ({_story(tried) or 'none was asked in time'})")
+        return _no_answer(_story(tried) or "none was asked in time")
     left = ranked
     if tried:
         outcomes = [one.outcome for one in tried]
         if outcomes.count(Outcome.LOST) >= MAX_LOST:
-            return GiveUp(502, f"devices vanished with this request in hand, no more are asked ({_story(tried)})")
+            return GiveUp(
+                502,
+                "devices_vanished",
+                f"devices vanished with this request in hand ({_story(tried)}), so no more are asked: it may be what "
+                "brings them down, their logs tell (`muster devices logs`)",
+            )
         if outcomes.count(Outcome.FAILED) >= MAX_FAILED:
-            return GiveUp(500, f"devices failed on this request, no more are asked ({_story(tried)})")
+            return GiveUp(500, "devices_failed", f"devices failed on this request, no more are asked ({_story(tried)})")
         seen = {one.device for one in tried}
         left = [candidate for candidate in ranked if candidate.device not in seen]
     left = [candidate for candidate in left if not candidate.full]
@@ -128,14 +135,27 @@ def next_attempt(tried: Sequence[Tried], ranked: Sequence[Candidate], now: float
 def _exhausted(tried: Sequence[Tried], ranked: Sequence[Candidate]) -> GiveUp:
     outcomes = {one.outcome for one in tried}
     if not tried and not ranked:
-        return GiveUp(503, "no device is ready for this model", RETRY_AFTER)
+        return GiveUp(
+            503,
+            "no_device_ready",
+            "no device is ready for this model: start a rollout of it, or see who is online with `muster devices list`",
+            RETRY_AFTER,
+        )
     if Outcome.SATURATED in outcomes or not tried:
-        return GiveUp(429, f"every device that is ready for this model is busy{_suffix(tried)}", RETRY_AFTER)
+        why = f"every device that is ready for this model is busy{_suffix(tried)}"
+        return GiveUp(429, "all_busy", f"{why}: send the request again, or put the model on more devices", RETRY_AFTER)
     if Outcome.TIMEOUT in outcomes:
-        return GiveUp(504, f"no device answered in time{_suffix(tried)}")
+        return _no_answer(_story(tried))
     if outcomes == {Outcome.BROKEN}:
-        return GiveUp(502, f"the devices' answers cannot be used{_suffix(tried)}")
-    return GiveUp(503, f"no device could serve this model{_suffix(tried)}", RETRY_AFTER)
+        why = f"the devices' answers cannot be used{_suffix(tried)}"
+        return GiveUp(502, "bad_answers", f"{why}: are their agents and this gateway of versions that fit?")
+    why = f"no device could serve this model now{_suffix(tried)}"
+    return GiveUp(503, "not_served", f"{why}: send the request again", RETRY_AFTER)
+
+
+def _no_answer(story: str) -> GiveUp:
+    why = f"no device answered within the deadline ({story})"
+    return GiveUp(504, "no_answer", f"{why}: allow more time with Muster-Deadline-Ms, or put the model on more devices")
 
 
 def _suffix(tried: Sequence[Tried]) -> str:

@@ -179,7 +179,7 @@ class Gateway:
             reserved = 0
             if isinstance(result, GiveUp):
                 headers = retry_headers(result.retry_after, request_id)
-                await send_json(send, result.status, {"error": result.reason}, headers)
+                await send_json(send, result.status, {"error": result.reason, "code": result.code}, headers)
                 return result.status
             assert result.stream.head is not None
             await send_answer(send, result, request_id)

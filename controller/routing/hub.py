@@ -161,8 +161,10 @@ class Hub:
 
     def _close_revoked(self, tunnel: Tunnel) -> None:
         registered = self._view.device(tunnel.live.device)
-        if registered is None or registered.revoked or registered.tenant != tunnel.live.tenant:
-            tunnel.close(REVOKED, "the device was revoked")
+        if registered is None or registered.tenant != tunnel.live.tenant:
+            tunnel.close(REVOKED, "the registry knows this device no more: enrol it again")
+        elif registered.revoked:
+            tunnel.close(REVOKED, "the device was revoked: enrol it again")
 
 
 async def refuse(send: Send, error: ControllerError) -> None:
