@@ -1,22 +1,24 @@
 """The builder vouches for builds: it signs the next version of its role in the repository (wire 10.2).
 
-Invariant: the builder adds to what itself signed before and to nothing else: a role that comes back from the controller
-without one of this builder's own signatures is refused, so a stolen controller cannot have foreign builds vouched for.
-What was added is asked for again when somebody else was first, and is found there when an answer was lost.
+Invariant: the builder adds to what itself signed before, or a builder whose place it takes, and to nothing else: a
+role that comes back from the controller without such a signature is refused, so a stolen controller cannot have foreign
+builds vouched for. When somebody else was first, it reads again; what it finds there already is not added again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from controller.builds.sign import BuilderKey
 from controller.errors import ConflictError, DeniedError
 from controller.trust import layout, metadata
+from wire.envelope import PublicKey
 
 ATTEMPTS: Final = 8
 
@@ -48,11 +50,16 @@ class RepositoryApi(Protocol):
 
 
 class Vouching:
-    """Signs with ``key`` what goes into the tenant's repository behind ``api``."""
+    """Signs with ``key`` what goes into the tenant's repository behind ``api``.
 
-    def __init__(self, api: RepositoryApi, key: BuilderKey) -> None:
+    predecessors: keys whose words this builder takes over: its own earlier ones, or another builder's.
+    """
+
+    def __init__(self, api: RepositoryApi, key: BuilderKey, predecessors: Iterable[PublicKey] = ()) -> None:
         self._api = api
         self._signer = CryptoSigner(key.private)
+        self._believed = [self._signer.public_key, *(metadata.public(one) for one in predecessors)]
+        self._inherited: set[str] = set()  # roles that do not carry this builder's own signature
 
     async def add(self, tenant: str, profile: str, entries: list[Entry], now: float) -> None:
         """Vouch for ``entries``, all of one profile. Raises what the API raises, and DeniedError ("not_ours")."""
@@ -69,7 +76,10 @@ class Vouching:
                 return
 
     async def renew(self, tenant: str, profile: str, now: float) -> bool:
-        """Sign the profile's roles again when half of their life is over; return whether anything was signed."""
+        """Sign the profile's roles again when half of their life is over, or another key signed them.
+
+        Return whether anything was signed.
+        """
         whole = await self._read(tenant, profile)
         if whole is None:
             return False
@@ -79,7 +89,11 @@ class Vouching:
             one = await self._read(tenant, name)
             if one is not None:
                 roles[name] = one
-        due = {name: role for name, role in roles.items() if layout.due(name, role.expires.timestamp(), now)}
+        due = {
+            name: role
+            for name, role in roles.items()
+            if name in self._inherited or layout.due(name, role.expires.timestamp(), now)
+        }
         if due:
             await self._api.hand_in({name: self._sign(name, role, now) for name, role in due.items()})
         return bool(due)
@@ -113,18 +127,17 @@ class Vouching:
         return document.signed
 
     def _require_own(self, role: str, document: Metadata[Targets]) -> None:
-        key = self._signer.public_key
-        signature = document.signatures.get(key.keyid)
-        try:
-            if signature is None:
-                raise ValueError("it is signed by others only")
-            key.verify_signature(signature, document.signed_bytes)
-        except Exception as error:
+        signed = [key.keyid for key in self._believed if _signed(key, document)]
+        if not signed:
             raise DeniedError(
-                f"the controller's {role} was not signed by this builder ({error}): its builds are not vouched for "
-                "again. If the builder's key was changed, publish the builds anew under a new profile role",
+                f"the controller's {role} was not signed by this builder: its builds are not vouched for again. If "
+                "this builder takes another's place, put the other's public key into builder/predecessors/NAME.pub",
                 "not_ours",
-            ) from error
+            )
+        if self._signer.public_key.keyid in signed:
+            self._inherited.discard(role)
+        else:
+            self._inherited.add(role)
 
     def _sign(self, role: str, signed: Targets, now: float) -> bytes:
         signed.version += 1
@@ -142,3 +155,14 @@ def _add(role: Targets, entries: list[Entry], name: str = "", delegations: Any =
             role.targets[entry.path] = new
             added = True
     return added
+
+
+def _signed(key: Key, document: Metadata[Targets]) -> bool:
+    signature = document.signatures.get(key.keyid)
+    if signature is None:
+        return False
+    try:
+        key.verify_signature(signature, document.signed_bytes)
+    except (UnverifiedSignatureError, VerificationError):
+        return False
+    return True

@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from controller.builds.figures import Measured
 from controller.errors import InvalidError, UnavailableError
 from wire.codec import encode
-from wire.envelope import MANIFEST, encode_public_key, key_id, seal
+from wire.envelope import MANIFEST, PublicKey, decode_public_key, encode_public_key, key_id, seal
+from wire.errors import WireError
 from wire.manifest import Limits, Manifest, build_id, parse_manifest
 
 KEY_FILE: Final = "builder/key.pem"
+PREDECESSORS: Final = "builder/predecessors"
 # Boards differ from the builder by more than ten times, and a trial shares its board with whatever else runs there:
 # these limits catch a build that hangs or swaps, not one that is a little slow.
 SLOWEST_BOARD: Final = 50.0
@@ -69,6 +71,17 @@ def builder_key(data: Path) -> BuilderKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise InvalidError(f"{path} is not an Ed25519 key; restore it from a backup", "bad_key")
     return BuilderKey(key)
+
+
+def predecessors(data: Path) -> list[PublicKey]:
+    """Return the keys whose place this builder takes (``builder/predecessors/NAME.pub``). Raises InvalidError."""
+    found = []
+    for file in sorted((data / PREDECESSORS).glob("*.pub")):
+        try:
+            found.append(decode_public_key(file.read_text().strip()))
+        except (OSError, UnicodeDecodeError, WireError) as error:
+            raise InvalidError(f"{file}: {error}", "bad_builder_key") from error
+    return found
 
 
 def limits_for(measured: Measured) -> Limits:

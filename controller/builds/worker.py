@@ -25,9 +25,10 @@ from controller.builds.child import StepError
 from controller.builds.make import Made, Order, describe, make
 from controller.builds.publish import Entry, Vouching
 from controller.builds.recipe import Optimization
-from controller.builds.sign import BuilderKey, builder_key
+from controller.builds.sign import BuilderKey, builder_key, predecessors
 from controller.errors import ConflictError, ControllerError, UnavailableError
 from controller.trust import layout
+from wire.envelope import PublicKey
 
 IDLE_SECONDS: Final = 1.0
 FIRST_RETRY, LONGEST_RETRY = 0.5, 30.0
@@ -44,7 +45,7 @@ async def run_builder(*, api_url: str, ca_file: Path, token: str, data: Path, st
 
     Raises InvalidError or UnavailableError when it cannot even start (key, CA file, directory).
     """
-    key = builder_key(data)
+    key, earlier = builder_key(data), predecessors(data)
     work = data / "builder" / "work"
     shutil.rmtree(work, ignore_errors=True)  # of a builder that was killed
     work.mkdir(parents=True)
@@ -62,26 +63,26 @@ async def run_builder(*, api_url: str, ca_file: Path, token: str, data: Path, st
             retry = FIRST_RETRY
             if job is None:
                 if time.monotonic() >= renew_at:
-                    await _renew(api, key)
+                    await _renew(api, key, earlier)
                     renew_at = time.monotonic() + RENEW_SECONDS
                 await _pause(stop, IDLE_SECONDS)
                 continue
             directory = work / f"{job.id}-{job.attempt}"
             try:
-                await _Attempt(api, key, job, directory, stop).run()
+                await _Attempt(api, key, earlier, job, directory, stop).run()
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
     log.info("builder stopped")
 
 
-async def _renew(api: BuilderApi, key: BuilderKey) -> None:
+async def _renew(api: BuilderApi, key: BuilderKey, earlier: list[PublicKey]) -> None:
     """Sign again what this builder vouches for, before it expires: then devices would take none of it any more."""
     try:
         repository = await api.repository()
         for role in repository.roles:
             if role.role in layout.TOP or layout.profile_of_bin(role.role) is not None:
                 continue
-            if await Vouching(api, key).renew(repository.tenant, role.role, time.time()):
+            if await Vouching(api, key, earlier).renew(repository.tenant, role.role, time.time()):
                 log.info("signed again", role=role.role)
     except ControllerError as error:
         log.warning("what was vouched for could not be signed again", error=str(error), code=error.code)
@@ -90,8 +91,17 @@ async def _renew(api: BuilderApi, key: BuilderKey) -> None:
 class _Attempt:
     """One attempt at one job."""
 
-    def __init__(self, api: BuilderApi, key: BuilderKey, job: Job, directory: Path, stop: asyncio.Event) -> None:
-        self._api, self._key, self._job, self._directory, self._stop = api, key, job, directory, stop
+    def __init__(
+        self,
+        api: BuilderApi,
+        key: BuilderKey,
+        earlier: list[PublicKey],
+        job: Job,
+        directory: Path,
+        stop: asyncio.Event,
+    ) -> None:
+        self._api, self._key, self._earlier = api, key, earlier
+        self._job, self._directory, self._stop = job, directory, stop
         self._doing = "starting"
         self._lost = asyncio.Event()
         self._log = log.bind(job=job.id, attempt=job.attempt, model=job.model, version=job.version)
@@ -177,7 +187,7 @@ class _Attempt:
         ]
         for profile in sorted({entry.profile for entry in entries}):
             mine = [entry for entry in entries if entry.profile == profile]
-            await Vouching(self._api, self._key).add(self._job.tenant, profile, mine, time.time())
+            await Vouching(self._api, self._key, self._earlier).add(self._job.tenant, profile, mine, time.time())
 
     async def _tell(self, result: dict[str, Any]) -> None:
         try:

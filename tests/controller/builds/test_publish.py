@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from controller.builds.sign import builder_key
 from controller.errors import ConflictError, DeniedError
 from controller.trust import layout, metadata, repository
 from controller.trust import store as trust_store
+from wire.envelope import decode_public_key
 
 if TYPE_CHECKING:
     from tests.controller.builds.conftest import Site
@@ -85,6 +87,20 @@ async def test_what_others_signed_is_not_built_upon(site: Site) -> None:
     stranger = Vouching(api, builder_key(site.data / "stranger"))
     with pytest.raises(DeniedError, match="not signed by this builder"):
         await stranger.add("acme", PROFILE, [entry(2)], NOW)
+
+
+async def test_a_builder_that_takes_anothers_place_signs_its_words_again_at_once(site: Site) -> None:
+    api, keeper = Direct(site), site.app.state.keeper
+    await Vouching(api, site.key).add("acme", PROFILE, [entry(1)], NOW)
+    old, new = site.key, builder_key(site.data / "new")
+    both = tuple(decode_public_key(one.public) for one in (old, new))
+    site.app.state.keeper = dataclasses.replace(keeper, builders=both)
+    site.app.state.keeper.keep("acme", NOW)
+    successor = Vouching(api, new, [decode_public_key(old.public)])
+    assert await successor.renew("acme", PROFILE, NOW)
+    assert not await successor.renew("acme", PROFILE, NOW)
+    await Vouching(api, new).add("acme", PROFILE, [entry(2)], NOW)  # needs the old key no more
+    assert held(site, entry(1)) is not None
 
 
 async def test_nobody_but_the_builder_adds_and_nothing_is_taken_away(site: Site) -> None:
