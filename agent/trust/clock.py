@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-RELEASED: Final = 1_795_737_600.0  # 2026-11-27: no clock of a device that runs this program shows less
+RELEASED: Final = 1_793_491_200.0  # 2026-11-01: no clock of a device that runs this program shows less
 SLACK: Final = 3600.0  # seconds that two clocks may differ without anybody minding
 FAR_AHEAD: Final = 2 * 366 * 86_400.0  # a device may lie on a shelf for as long before its clock is doubted
 

@@ -21,10 +21,10 @@ from typing import Final
 import msgspec
 
 from agent.durable import CRASH_VARIABLE
-from agent.errors import AgentError, DeviceError, TrustError
+from agent.errors import AgentError, TrustError
 from agent.trust import clock as clocks
 from agent.trust.clock import RELEASED, Clock
-from agent.trust.floor import keep_floor, read_floor
+from agent.trust.floor import read_floor
 from agent.trust.protocol import MAX_ANSWER_BYTES, MAX_PATHS, Answer, Failure, Refreshed, Request, Target
 
 Authorise = Callable[[], str | Awaitable[str]]
@@ -108,18 +108,6 @@ class Repository:
     def clock(self, now: float | None = None) -> Clock:
         """Return what to think of this device's clock (``now``), without asking anybody."""
         return clocks.judge(time.time() if now is None else now, max(self._earliest, read_floor(self._directory)))
-
-    def has_come(self, at: float) -> None:
-        """Raise the floor to ``at`` (seconds since 1970), which a document under a pinned key called now.
-
-        Never further than ``clock.FAR_AHEAD`` beyond what the clock shows or the release, whichever is later: a key in
-        the wrong hands makes installs wait for no longer. Raises TrustError when it cannot be kept.
-        """
-        limit = max(time.time(), self._earliest) + clocks.FAR_AHEAD
-        try:
-            keep_floor(self._directory, clocks.raised(0.0, at, (limit,)))
-        except DeviceError as error:
-            raise TrustError(str(error), error.code) from error
 
 
 def _environment() -> dict[str, str]:

@@ -15,7 +15,6 @@ import pytest
 from agent.errors import TrustError, UnreachableError
 from agent.trust import child, repository
 from agent.trust.clock import FAR_AHEAD, RELEASED
-from agent.trust.floor import read_floor
 from agent.trust.repository import Repository
 from tests.agent.trust.signed_repository import SignedRepository
 
@@ -182,18 +181,6 @@ def test_the_clock_is_judged_without_asking_anybody(ours: Repository, signed: Si
     assert not ours.clock(RELEASED + 5).suspect
     assert ours.clock(RELEASED + FAR_AHEAD * 2).suspect
     assert signed.asked == []
-
-
-def test_a_time_that_the_controller_signed_raises_the_floor_within_reason(ours: Repository, tmp_path: Path) -> None:
-    now = time.time()
-    ours.has_come(now + 86_400)
-    assert ours.clock(now).suspect
-    assert read_floor(tmp_path / "trust") == now + 86_400
-    for _ in range(3):
-        ours.has_come(1e15)
-    assert read_floor(tmp_path / "trust") <= time.time() + FAR_AHEAD
-    ours.has_come(5.0)
-    ours.has_come(-1.0)
 
 
 def test_a_request_that_is_none_ends_the_child_with_an_error(monkeypatch: Any) -> None:
