@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from controller.commands import devices, infer, keys, models, rollouts, run, tokens
+from controller.commands import authority, devices, infer, keys, models, rollouts, run, tokens
 from controller.commands.logs import configure
 from controller.commands.output import say
 from controller.errors import ControllerError
@@ -32,6 +32,7 @@ app.add_typer(rollouts.rollouts, name="rollouts")
 app.add_typer(tokens.tokens, name="tokens")
 app.add_typer(tokens.audit, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(authority.app, name="authority")
 
 
 def _version(wanted: bool) -> None:

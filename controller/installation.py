@@ -22,6 +22,7 @@ import msgspec
 
 from controller.builds.sign import builder_key
 from controller.database.connection import Database
+from controller.devices import rotation
 from controller.devices.authority import Authority, Files
 from controller.devices.revocation import Write, judge
 from controller.errors import ConflictError, InvalidError, UnavailableError
@@ -152,11 +153,13 @@ def prepare(settings: Settings, now: float) -> Installation:
         (data / "keys" / "builders").mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UnavailableError(f"data directory {data}: {error}; choose another with --data", "no_data") from error
+    rotation.recover(data / "ca")
     authority = Authority(data / "ca", now)
-    if isinstance(verdict := judge(authority.held_list(), set(), authority.list_issuers, now), Write):
+    held = authority.held_list()
+    serials = held.serials if held else frozenset[str]()
+    if isinstance(verdict := judge(held, serials, authority.list_issuers, now), Write):
         # no broker starts without one; what it has to hold is written before anything is cut (devices/revoking.py)
-        held = authority.held_list()
-        authority.write_list(held.serials if held else (), verdict.begins, verdict.ends)
+        authority.write_list(serials, verdict.begins, verdict.ends)
     hosts = [settings.host]
     database = Database(data / "state.db")
     signing = assignment_key(data / "keys")

@@ -58,29 +58,30 @@ class Certificates:
 
     def life(self) -> Life:
         """Return the dates of the newest certificate that is whole. Raises DeviceError."""
+        found = self._newest()
+        return Life(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
+
+    def _newest(self) -> x509.Certificate:
         for path in (self._next, self._current):
             try:
-                found = keys.check_certificate(keys.read(path), self._key, self._device)
+                return keys.check_certificate(keys.read(path), self._key, self._device)
             except DeviceError:
                 if path == self._current:
                     raise
-            else:
-                return Life(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
         raise AssertionError("the loop returns or raises")
 
-    def put(self, certificate: str, chain: str) -> None:
-        """Keep a renewed certificate for the next connection.
+    def put(self, certificate: str, chain: str) -> bool:
+        """Keep a certificate for the next connection, if it is another than the newest held; return whether it is.
 
-        Raises DeviceError when it is not for this device, or ends no later than the newest held ("not_renewed").
+        Raises DeviceError when it is not for this device.
         """
         data = _joined(certificate, chain).encode()
         found = keys.check_certificate(data, self._key, self._device)
-        if found.not_valid_after_utc.timestamp() <= self.life().ends:
-            raise DeviceError(
-                "the controller sees no need for another certificate yet: is this device's clock right?", "not_renewed"
-            )
+        if found == self._newest():
+            return False
         durable.write_atomic(self._next, data, "identity.next", mode=0o644)
         self._refused = False
+        return True
 
     def put_roots(self, roots: str) -> bool:
         """Keep the CA certificates from which the fleet's servers may descend; return whether they are others.

@@ -13,6 +13,7 @@ from agent.link.backoff import Limits
 
 SHARE: Final = 2 / 3  # of a certificate's life, after which it is due
 SPREAD: Final = 0.1  # of its life, over which the devices of a fleet are spread
+DAY: Final = 86_400.0
 LOOK_AT_MOST: Final = 3_600.0  # seconds: a clock may be set meanwhile
 AFTER_FAILURE: Final = Limits(first=60.0, most=3_600.0, least=5.0)
 
@@ -31,3 +32,8 @@ def wait(life: Life, now: float, place: float) -> float:
     if now < life.begins:
         return LOOK_AT_MOST  # this clock is behind, or the controller's ahead: asking now would tell nothing
     return min(max(0.0, due - now), LOOK_AT_MOST)
+
+
+def wait_for_roots(since_asked: float, place: float) -> float:
+    """Return the seconds until it is time to ask whether the fleet's CA is being replaced: about once a day."""
+    return min(max(0.0, DAY * (1 + SPREAD * (place - 0.5)) - since_asked), LOOK_AT_MOST)

@@ -1,4 +1,4 @@
-"""Renews the device's certificate in good time (wire 8.6).
+"""Renews the device's certificate in good time, and asks once a day whether the fleet's CA is replaced (wire 8.6).
 
 Invariant: a failure is tried again with growing pauses for as long as the agent runs; the certificate in use is left
 alone until the newer one has proved itself (`certificates.py`). Decides nothing: `renewal.py` says when, the
@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from agent.errors import AgentError, ControllerError
+from agent.errors import AgentError, ControllerError, DeviceError
 from agent.identity import exchange, renewal
 from agent.identity.certificates import Certificates
 from agent.identity.credentials import Credentials
@@ -56,15 +56,20 @@ class Renewing:
 
     async def run(self) -> None:
         """Renew whenever it is time, until cancelled."""
-        attempt = 0
-        told = ""
+        loop = asyncio.get_running_loop()
+        attempt, told, asked = 0, "", loop.time()
         while True:
             self._wake.clear()
             try:
-                pause = renewal.wait(self._certificates.life(), self._clock(), self._place)
+                due = renewal.wait(self._certificates.life(), self._clock(), self._place)
+                pause = min(due, renewal.wait_for_roots(loop.time() - asked, self._place))
                 if pause <= 0:
-                    await self._renew()
-                    attempt, told, pause = 0, "", renewal.AFTER_FAILURE.least
+                    if not await self._renew() and due <= 0:
+                        raise DeviceError(
+                            "the controller sees no need for another certificate yet: is this device's clock right?",
+                            "not_renewed",
+                        )
+                    attempt, told, asked, pause = 0, "", loop.time(), renewal.AFTER_FAILURE.least
             except AgentError as error:
                 pause, attempt = backoff.delay(attempt, self._rng, renewal.AFTER_FAILURE), attempt + 1
                 if str(error) != told:
@@ -76,7 +81,8 @@ class Renewing:
             except TimeoutError:
                 pass
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
+        """Ask for the newest certificate; return whether it is another than the one held."""
         try:
             answer = await asyncio.to_thread(self._ask, await self._credentials.session_token())
         except ControllerError:
@@ -84,10 +90,12 @@ class Renewing:
             raise
         if await asyncio.to_thread(self._certificates.put_roots, answer.roots_pem):
             _log.info("the fleet's CA certificates were renewed")
-        await asyncio.to_thread(self._certificates.put, answer.certificate_pem, answer.chain_pem)
+        if not await asyncio.to_thread(self._certificates.put, answer.certificate_pem, answer.chain_pem):
+            return False
         ends = self._certificates.life().ends
         _log.info("certificate renewed", ends=time.strftime("%Y-%m-%d %H:%M", time.gmtime(ends)))
         self._on_renewed()
+        return True
 
     def _ask(self, token: str) -> RenewAnswer:
         address = exchange.parse_url(self._identity.api_url)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import itertools
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ BACKDATED: Final = timedelta(hours=24)  # boards without a clock battery are oft
 DEVICES, CONTROLLER, SERVING, OPERATING = "devices", "controller", "serving", "operating"
 _USES: Final = (DEVICES, CONTROLLER, SERVING)
 _CLIENTS: Final = (DEVICES, CONTROLLER)
+NEXT, PREVIOUS = "next", "previous"
 MAX_CSR_BYTES: Final = 16_384
 
 
@@ -67,9 +69,13 @@ class _Issuer:
 
 
 class Authority:
-    """The fleet CA in ``directory`` (mode 0700), made there when it is missing. Raises UnavailableError."""
+    """The fleet CA in ``directory`` (mode 0700), made there when it is missing. Raises UnavailableError.
 
-    def __init__(self, directory: Path, now: float) -> None:
+    While it is being replaced (`rotation.py`) another one lies in a directory below: ``NEXT`` before, ``PREVIOUS``
+    after the switch. Both are believed; only this one issues. ``below``: it is that other one.
+    """
+
+    def __init__(self, directory: Path, now: float, *, below: bool = False) -> None:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,9 +83,17 @@ class Authority:
             raise UnavailableError(f"fleet CA {directory}: {error}; check the data directory", "ca_unusable") from error
         self._root = self._load("root") or self._make_root(now)
         self._issuers = {use: self._load(use) or self._make_issuer(use, now) for use in _USES}
-        self._issuers[OPERATING] = self._load(OPERATING) or self._make_root(now, OPERATING)
+        if not below:
+            self._issuers[OPERATING] = self._load(OPERATING) or self._make_root(now, OPERATING)
         self.root_pem = _pem(self._root.certificate)
-        write_public(self.client_roots, self.root_pem + self.chain_pem(DEVICES) + self.chain_pem(CONTROLLER))
+        others = [directory / name for name in (NEXT, PREVIOUS)]
+        self._others = [Authority(other, now, below=True) for other in others if other.is_dir()]
+        believed = [(one.root_pem, one.chain_pem(DEVICES), one.chain_pem(CONTROLLER)) for one in self._all]
+        write_public(self.client_roots, "".join("".join(texts) for texts in believed))
+
+    @property
+    def _all(self) -> list[Authority]:
+        return [self, *self._others]
 
     @property
     def client_roots(self) -> Path:
@@ -108,7 +122,7 @@ class Authority:
     @property
     def roots_pem(self) -> str:
         """The certificates from which the fleet's servers may descend, as devices are told at a renewal."""
-        return self.root_pem
+        return "".join(one.root_pem for one in self._all)
 
     def issued_by_us(self, device_pem: str) -> bool:
         """Whether the authority that issues to devices now has issued this certificate."""
@@ -157,7 +171,8 @@ class Authority:
     @property
     def list_issuers(self) -> frozenset[str]:
         """Who signs the lists in ``list_file``."""
-        return frozenset(self._issuers[use].certificate.subject.rfc4514_string() for use in _CLIENTS)
+        issuers = [one._issuers[use] for one in self._all for use in _CLIENTS]
+        return frozenset(issuer.certificate.subject.rfc4514_string() for issuer in issuers)
 
     def write_list(self, serials: Iterable[str], begins: float, ends: float) -> None:
         """Write ``list_file`` in one step. ``serials`` in hex; times in seconds since 1970. Raises UnavailableError."""
@@ -167,8 +182,8 @@ class Authority:
             for serial in sorted(serials)
         ]
         texts = []
-        for use in _CLIENTS:
-            issuer = self._issuers[use]
+        for one, use in itertools.product(self._all, _CLIENTS):
+            issuer = one._issuers[use]
             builder = x509.CertificateRevocationListBuilder(
                 issuer_name=issuer.certificate.subject,
                 last_update=at,

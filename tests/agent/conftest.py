@@ -187,6 +187,7 @@ class FakeController:
         self.session_seconds = 600.0
         self.challenged = device
         self.roots = authority.pem
+        self.same = ""  # the certificate that a renewal gives, "" for a new one
         self.renewed = (time.time() - 86_400, time.time() + 60 * 86_400)
         self.requests: list[EnrolRequest] = []
         certificate, key = authority.issue("controller-api", ("127.0.0.1",))
@@ -248,7 +249,7 @@ class FakeController:
         if path == "/api/v1/device-certificates":
             begins, ends = self.renewed
             answer = RenewAnswer(
-                certificate_pem=self.authority.sign(self.device, self.key, life=(begins, ends)),
+                certificate_pem=self.same or self.authority.sign(self.device, self.key, life=(begins, ends)),
                 chain_pem=self.authority.pem,
                 roots_pem=self.roots,
             )

@@ -44,6 +44,32 @@ def test_it_is_due_after_two_thirds_and_not_for_all_at_once() -> None:
     assert renewal.wait(LIFE, -1.0, 0.0) == LOOK_AT_MOST
 
 
+def test_the_ca_is_asked_about_once_a_day() -> None:
+    assert renewal.wait_for_roots(0.0, 0.5) == LOOK_AT_MOST
+    assert renewal.wait_for_roots(DAY - 10, 0.5) == pytest.approx(10)
+    assert [renewal.wait_for_roots(1.05 * DAY, place) for place in (0.0, 0.999)] == [0, 0]
+    assert renewal.wait_for_roots(0.96 * DAY, 0.0) == 0 < renewal.wait_for_roots(0.96 * DAY, 0.999)
+
+
+async def test_new_roots_are_taken_from_a_server_of_the_old_ones(
+    far: Any, identity: Identity, certificates: Certificates, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    newer = type(far.authority)(other)
+    far.roots = far.authority.pem + newer.pem
+    far.same = keys.read(identity.certificate_file).decode()
+    identity.keep_roots()
+    told: list[int] = []
+    assert not await renewing(identity, certificates, time.time(), told)._renew()
+    assert told == []
+    assert identity.ca_file.read_text() == far.roots
+    far.roots = newer.pem  # the old one is dropped
+    assert not await renewing(identity, certificates, time.time(), told)._renew()
+    with pytest.raises(Exception, match="not the controller"):
+        await renewing(identity, certificates, time.time(), told)._renew()
+
+
 @given(st.floats(0, 1, exclude_max=True), st.floats(-1e9, 1e9))
 def test_a_wait_is_bounded_and_leaves_time_before_the_end(place: float, now: float) -> None:
     pause = renewal.wait(LIFE, now, place)
@@ -130,7 +156,7 @@ async def test_a_useless_answer_is_not_kept(
     ]  # fmt: skip
 
 
-async def test_a_certificate_for_another_or_one_that_is_no_newer_is_refused(
+async def test_a_certificate_for_another_is_refused_and_one_that_is_held_is_left(
     far: Any, identity: Identity, certificates: Certificates, authority: Any
 ) -> None:
     work = renewing(identity, certificates, time.time() + 25 * DAY, [])
@@ -140,9 +166,18 @@ async def test_a_certificate_for_another_or_one_that_is_no_newer_is_refused(
     for pem in (other_name, other_key):
         with pytest.raises(DeviceError):
             certificates.put(pem, "")
-    far.renewed = (time.time() - DAY, time.time() + DAY)
-    with pytest.raises(DeviceError, match="no need"):
-        await work._renew()
+    held = keys.read(identity.certificate_file).decode()
+    assert not certificates.put(held, "")
+    assert certificates.for_connection() == identity.certificate_file
+    far.same = held
+    assert not await work._renew()
+    task = asyncio.create_task(work.run())  # it asks, is told that there is nothing newer, and waits
+    try:
+        await until(lambda: far.seen.count(RENEW_PATH) == 2)
+        await asyncio.sleep(0.2)
+    finally:
+        task.cancel()
+    assert far.seen.count(RENEW_PATH) == 2
     assert certificates.for_connection() == identity.certificate_file
 
 
