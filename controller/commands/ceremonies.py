@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from securesystemslib.signer import Key  # type: ignore[attr-defined]
 from tuf.api.metadata import Root
 
 from controller.commands.client import Api, at
@@ -80,6 +81,15 @@ def current(api: Api, stands: Standing, directories: Sequence[Path]) -> Current:
         targets,
         bool(stands.status["trial"]),
     )
+
+
+def new_online_key(api: Api, role: str) -> Key:
+    """Have the controller make a new key of its own for ``role``; return the public half."""
+    answer = api.post("/api/v1/trust/online-keys", {"role": role})
+    try:
+        return Key.from_dict(answer["keyid"], answer["key"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnavailableError(f"the controller answered something odd for a new {role} key: {error}", "odd") from error
 
 
 def document(api: Api, tenant: str, role: str, version: int) -> bytes:

@@ -20,11 +20,12 @@ from controller.commands.output import say, show_done, show_json, show_table, wh
 from controller.commands.passphrases import passphrase_for_new, passphrases_for_held
 from controller.errors import ConflictError, InvalidError
 from controller.trust import ceremony, layout
-from controller.trust.ceremony import SHORT, Current, Wanted
-from controller.trust.offline_keys import NewKeys, check_directories, signers_in
+from controller.trust.ceremony import BUILDER, SHORT, Current, Wanted
+from controller.trust.offline_keys import NewKeys, check_directories, public_key_in, signers_in
 from device_profiles import load as load_profiles
 
 SOON_DAYS: Final = 30
+ROLES: Final = (layout.ROOT, layout.TARGETS, *layout.ONLINE, BUILDER)
 
 app = typer.Typer(no_args_is_help=True, help="The keys that vouch for what devices install.")
 
@@ -127,11 +128,15 @@ def renew(
 
 @app.command()
 def rotate(
-    role: Annotated[str, typer.Argument(help="root or targets")],
+    role: Annotated[str, typer.Argument(help=" or ".join(ROLES))],
     keys: Held,
     new: New = None,
     replace: Annotated[
         list[str] | None, typer.Option("--replace", help="The root key that goes; all, when left out.")
+    ] = None,
+    builder: Annotated[
+        list[Path] | None,
+        typer.Option("--builder", help="A file with the public key of a builder that shall vouch."),
     ] = None,
     encrypt: Encrypt = False,
     passphrase_file: PassphraseFiles = None,
@@ -139,11 +144,18 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Put new keys in the place of those that hold. Devices follow by themselves."""
-    if role not in (layout.ROOT, layout.TARGETS):
-        raise InvalidError(f"{role!r} cannot be rotated here: root and targets can", "bad_role")
+    if role not in ROLES:
+        raise InvalidError(f"{role!r} is no role whose keys are rotated: {', '.join(ROLES)} are", "bad_role")
+    if bool(builder) != (role == BUILDER):
+        raise InvalidError("name the builders that shall vouch with --builder, for the role builder only", "bad_role")
     there = new or []
+    builders = [public_key_in(file) for file in builder or []]
 
     def change(current: Current, made: NewKeys) -> Wanted:
+        if role == BUILDER:
+            return _with(ceremony.wanted_now(current), builders=builders)
+        if role in layout.ONLINE:
+            return _with(ceremony.wanted_now(current), **{role: ceremonies.new_online_key(Api(read_login()), role)})
         going = [_of_role(current, beginning, role) for beginning in replace or current.keyids(role)]
         if len(there) != len(going):
             raise InvalidError(
@@ -164,13 +176,19 @@ def revoke(
     reason: Reason = "revoked",
     as_json: AsJson = False,
 ) -> None:
-    """Take a key away that was lost or stolen, and put a new one in its place where --new says so."""
+    """Take a key away that was lost or stolen, and put a new one in its place where --new says so.
+
+    For snapshot and timestamp the controller makes the new one itself.
+    """
     there = new or []
 
     def change(current: Current, made: NewKeys) -> Wanted:
         role, full = ceremony.role_of(current, keyid)
-        if role not in (layout.ROOT, layout.TARGETS):
-            raise InvalidError(f"{full[:SHORT]} is a key of {role}: that cannot be revoked here", "bad_role")
+        now = ceremony.wanted_now(current)
+        if role in layout.ONLINE:
+            return _with(now, **{role: ceremonies.new_online_key(Api(read_login()), role)})
+        if role == BUILDER:
+            return _with(now, builders=[key for key in now.builders if key.keyid != full])
         if len(there) > 1 or (role == layout.TARGETS and not there):
             raise InvalidError(f"one {role} key goes: name one directory with --new", "bad_number")
         return _exchange(current, role, [full], there, made)

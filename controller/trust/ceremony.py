@@ -89,6 +89,12 @@ def sign(current: Current, wanted: Wanted, signers: Signers, profiles: Iterable[
             "place of one that goes, with --new DIRECTORY",
             "too_few_keys",
         )
+    if not wanted.builders:
+        raise InvalidError(
+            "no builder would be left that vouches for builds: name the one that shall, `muster keys rotate builder "
+            "--builder FILE`",
+            "too_few_keys",
+        )
     root = metadata.new_root(
         current.root.signed.version + 1,
         wanted.roots,

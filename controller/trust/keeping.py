@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from securesystemslib.signer import Key  # type: ignore[attr-defined]
 from sqlalchemy import Connection
 from tuf.api.metadata import Root
 
 from controller.database.connection import Database
 from controller.errors import ControllerError
 from controller.trust import layout, metadata, repository, store, trial
-from controller.trust.keys import OnlineKeys, online_keys
+from controller.trust.keys import OnlineKeys, keys_for, make_next, online_keys, settle
 from wire.envelope import PublicKey
 
 LOOK_SECONDS: Final = 60.0
@@ -45,6 +46,18 @@ class Keeper:
         """Return the tenant's online keys, made when missing."""
         return online_keys(self.directory / tenant)
 
+    def online_for(self, tenant: str, root: Root) -> OnlineKeys:
+        """Return the tenant's online keys that ``root`` names."""
+        return keys_for(self.directory / tenant, root)
+
+    def make_next(self, tenant: str, role: str) -> Key:
+        """Make a key that the tenant's next root may name for ``role``, one of `layout.ONLINE`."""
+        return make_next(self.directory / tenant, role)
+
+    def settle(self, tenant: str, root: Root) -> list[str]:
+        """Put the keys that ``root``, which holds now, names in the place of those in use; return the roles."""
+        return settle(self.directory / tenant, root)
+
     def trial_directory(self, tenant: str) -> Path:
         """Return where the tenant's trial keys lie, or would lie."""
         return self.directory / tenant / trial.DIRECTORY
@@ -60,6 +73,8 @@ class Keeper:
         """Sign what is due; return the roles that were signed."""
         signed: list[str] = []
         with self.database.begin() as connection:
+            root = metadata.read(repository.require_root(connection, tenant), Root)
+            self.settle(tenant, root.signed)  # what a crash after the commit left
             online = self.online(tenant)
             arguments = (self.trial_directory(tenant), self.builders, self.profiles, online, now)
             if trial.keep(connection, tenant, *arguments):

@@ -1,16 +1,21 @@
 """The controller's own keys of a repository: for snapshot and timestamp, which say how things stand now.
 
+A key is changed in two steps: `make_next` makes one beside the one in use, and once a root names it `settle` puts it in
+its place. Which of the two signs is decided by the root alone, so that a crash between the steps changes nothing.
+
 Invariant: nothing here can vouch for a build or for another key; the offline keys are never read by this program while
 it serves (`ceremony.py`). Keys are files of mode 0600 under the data directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]
+from tuf.api.metadata import Root
 
 from controller.devices.key_files import read_private_key, write_private
 from controller.errors import UnavailableError
@@ -36,6 +41,43 @@ class OnlineKeys:
 def online_keys(directory: Path) -> OnlineKeys:
     """Return the online keys in ``directory``, made when missing. Raises UnavailableError."""
     return OnlineKeys(**{role: signer(directory / f"{role}.pem") for role in ONLINE})
+
+
+def keys_for(directory: Path, root: Root) -> OnlineKeys:
+    """Return the online keys that ``root`` names; where it names none of ours, those in use."""
+    return OnlineKeys(**{role: _named(directory, role, root) for role in ONLINE})
+
+
+def make_next(directory: Path, role: str) -> Key:
+    """Make a new key that a next root may name for ``role``, in place of one that none names."""
+    key = Ed25519PrivateKey.generate()
+    write_private(_next(directory, role), key)
+    return CryptoSigner(key).public_key
+
+
+def settle(directory: Path, root: Root) -> list[str]:
+    """Put keys that ``root`` names in the place of those in use; return the roles. The old keys are gone then."""
+    settled = []
+    for role in ONLINE:
+        file = _next(directory, role)
+        if file.exists() and signer(file).public_key.keyid in root.roles[role].keyids:
+            with contextlib.suppress(FileNotFoundError):  # another thread was first
+                file.replace(directory / f"{role}.pem")
+                settled.append(role)
+    return settled
+
+
+def _named(directory: Path, role: str, root: Root) -> CryptoSigner:
+    for file in (directory / f"{role}.pem", _next(directory, role)):
+        if file.exists():
+            found = signer(file)
+            if found.public_key.keyid in root.roles[role].keyids:
+                return found
+    return signer(directory / f"{role}.pem")
+
+
+def _next(directory: Path, role: str) -> Path:
+    return directory / f"{role}.next.pem"
 
 
 def signer(file: Path) -> CryptoSigner:

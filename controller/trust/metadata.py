@@ -165,6 +165,15 @@ def check_role(above: Metadata[Root] | Metadata[Targets], role: str, document: M
     _check(above, role, document, f"the keys of {role}")
 
 
+def holds(above: Metadata[Root] | Metadata[Targets], role: str, document: Metadata[Any]) -> bool:
+    """Whether those signed whom ``above`` names for ``role``."""
+    try:
+        check_role(above, role, document)
+    except (DeniedError, InvalidError):
+        return False
+    return True
+
+
 def _check(above: Metadata[Any], role: str, document: Metadata[Any], whose: str) -> None:
     try:
         result = above.signed.get_verification_result(role, document.signed_bytes, document.signatures)

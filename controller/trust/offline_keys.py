@@ -17,10 +17,12 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey  # type: ignore[attr-defined]
 
 from controller.errors import ConflictError, InvalidError, UnavailableError
+from wire.envelope import decode_public_key
+from wire.errors import WireError
 
 SHORT: Final = 16
 MAX_FILE: Final = 16_384
@@ -123,6 +125,24 @@ def signers_in(directories: Iterable[Path], keyids: Iterable[str], passphrases: 
                 raise InvalidError(f"{file} holds another key than its name says; find the right file", "other_key")
             found[keyid] = signer
     return found
+
+
+def public_key_in(file: Path) -> Key:
+    """Return a builder's public key, in PEM or in base64 as controllers keep them. Raises InvalidError."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_FILE).decode("ascii").strip()
+        if text.startswith("-----"):
+            found: object = serialization.load_pem_public_key(text.encode())
+        else:
+            found = decode_public_key(text)
+    except OSError as error:
+        raise InvalidError(f"{file}: {error.strerror}", "bad_public_key") from error
+    except (ValueError, UnsupportedAlgorithm, WireError) as error:
+        raise InvalidError(f"{file} holds no public key: {error}", "bad_public_key") from error
+    if not isinstance(found, Ed25519PublicKey):
+        raise InvalidError(f"{file} holds no Ed25519 public key: builders have such keys", "bad_public_key")
+    return SSlibKey.from_crypto(found)
 
 
 def sync_directory(directory: Path) -> None:

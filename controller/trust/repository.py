@@ -105,6 +105,8 @@ def take_roles(
         _check_alive(role, new, now)
         old = _role(connection, tenant, role)
         last = 0 if old is None else old.signed.version
+        if old is not None and not metadata.holds(above, role, old):
+            old = None  # whoever signed it may do so no more: nobody misses what it vouched for
         if new.signed.version != last + 1:
             raise _not_next(role, new.signed.version, last)
         _check_shape(role, profile or role, new.signed, above.signed)
@@ -166,11 +168,16 @@ def vouched(connection: Connection, tenant: str, path: str) -> TargetFile | None
     return None if role is None else role.signed.targets.get(path)
 
 
-def _root(connection: Connection, tenant: str) -> Metadata[Root]:
+def require_root(connection: Connection, tenant: str) -> bytes:
+    """Return the newest root. Raises NotFoundError where the tenant has no repository."""
     data = store.newest(connection, tenant, layout.ROOT)
     if data is None:
         raise _no_repository(tenant)
-    return metadata.read(data, Root)
+    return data
+
+
+def _root(connection: Connection, tenant: str) -> Metadata[Root]:
+    return metadata.read(require_root(connection, tenant), Root)
 
 
 def _top(connection: Connection, tenant: str) -> Metadata[Targets]:

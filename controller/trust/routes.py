@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
@@ -48,6 +48,13 @@ class RootsRequest(BaseModel):
     roots: list[Base64Bytes] = Field(default_factory=list, max_length=16)
     targets: Base64Bytes | None = None
     reason: str = Field(default="", max_length=1000)
+
+
+class OnlineKeyRequest(BaseModel):
+    """role: whose key shall be a new one."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["snapshot", "timestamp"]
 
 
 class RolesRequest(BaseModel):
@@ -100,9 +107,39 @@ def put_roots(
         for data in asked.roots:
             roots.append(trial.co_sign(directory, trusted, data))
             trusted = metadata.read(roots[-1], Root)
-        taken = repository.take_roots(connection, tenant, roots, asked.targets, keep.online(tenant), now)
+        online = keep.online_for(tenant, trusted.signed)
+        taken = repository.take_roots(connection, tenant, roots, asked.targets, online, now)
         _record(connection, principal, "trust.roots", taken, now, asked.reason)
-    return {"versions": taken.versions, "trial_keys_removed": trial.retire(directory, trusted)}
+    settled = keep.settle(tenant, trusted.signed)
+    return {
+        "versions": taken.versions,
+        "online_keys_changed": settled,
+        "trial_keys_removed": trial.retire(directory, trusted),
+    }
+
+
+@router.post("/api/v1/trust/online-keys", status_code=201)
+def make_online_key(
+    asked: OnlineKeyRequest,
+    principal: Annotated[Principal, Depends(permit("trust.manage"))],
+    db: Db,
+    keep: OurKeeper,
+) -> dict[str, Any]:
+    """Make a new key of the controller's own; it signs as soon as a root names it. The private half stays here."""
+    now, tenant = time.time(), principal.tenant
+    with db.begin() as connection:  # the write lock: nobody takes a root meanwhile
+        keep.settle(tenant, metadata.read(repository.require_root(connection, tenant), Root).signed)
+        key = keep.make_next(tenant, asked.role)
+        record(
+            connection,
+            tenant=tenant,
+            actor=principal.actor,
+            action="trust.make_online_key",
+            thing=f"repository:{tenant}",
+            at=now,
+            body={"role": asked.role, "keyid": key.keyid},
+        )
+    return {"role": asked.role, "keyid": key.keyid, "key": key.to_dict()}
 
 
 def record_roles(connection: Connection, principal: Principal, taken: repository.Taken, now: float) -> None:

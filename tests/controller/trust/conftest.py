@@ -4,6 +4,7 @@ client: the judge that knows nothing of our code."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import hashlib
 import ipaddress
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
@@ -45,7 +47,7 @@ from controller.tenants import store as tenants_store
 from controller.tenants import tokens
 from controller.tenants.attempts import Attempts
 from controller.tenants.guard import install_errors, require_declared
-from controller.trust import layout, store
+from controller.trust import layout, metadata, store
 from controller.trust import routes as trust_routes
 from controller.trust.keeping import Keeper
 from wire.envelope import decode_public_key
@@ -100,6 +102,21 @@ class Served:
         async with BuilderApi(self.url, self.ca_file, self.tokens["builder"]) as api:
             await Vouching(api, key).add(TENANT, entries[0].profile, entries, at)
         return [one.path for one in entries]
+
+    def builder_keyid(self) -> str:
+        return metadata.public(decode_public_key(self.builder.public)).keyid
+
+    def start_role_over(self, key: BuilderKey, number: int, role: str = "generic") -> None:
+        """Hand in a next version of a role with one build and nothing of what was there."""
+        fresh, one, now = metadata.new_role(role, time.time()), entry(number, role), time.time()
+        fresh.version = self.versions()[role] + 1
+        fresh.targets[one.path] = metadata.target(one.path, one.envelope, one.custom)
+        with self.database.begin() as connection:
+            builds_store.add_artifact(connection, TENANT, sha256(one.envelope), len(one.envelope), now)
+        document = base64.b64encode(metadata.sign(fresh, [CryptoSigner(key.private)])).decode()
+        with self.client("builder") as client:
+            answer = client.post("/api/v1/trust/roles", json={"roles": {role: document}})
+        assert answer.status_code == 200, answer.text
 
     def login(self, file: Path, role: str = "admin") -> None:
         write_login(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tuf.api.exceptions import ExpiredMetadataError
+from tuf.api.exceptions import ExpiredMetadataError, UnsignedMetadataError
 
+from controller.builds.sign import builder_key
 from controller.commands import ceremonies
-from controller.errors import UnavailableError
+from controller.errors import ControllerError, UnavailableError
 from controller.trust import layout, repository, store
+from controller.trust.keeping import Keeper
 from tests.controller.trust.conftest import Device, Done, Served, entry
 
 PATH = entry(1).path
@@ -342,3 +345,80 @@ def test_an_expired_root_is_told_and_mended(
     assert done.code == 0, done.err
     assert "root expired on" in done.err
     device.must_find(PATH)
+
+
+@pytest.mark.parametrize("role", layout.ONLINE)
+def test_a_stolen_online_key_is_rotated_away(
+    muster: Muster, media: dict[str, Path], served: Served, new_device: Callable[..., Device], role: str
+) -> None:
+    assert begin(muster, media).code == 0
+    device, stolen = new_device(), served.keeper.online("acme")
+    device.must_find(PATH)
+    keys = [part for name in "abt" for part in ("--keys", media[name])]
+    done = muster("keys", "revoke", stolen.public(role).keyid[:12], *keys, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["online_keys_changed"] == [role]
+    device.must_find(PATH)
+    served.publish(2)
+    device.must_find(entry(2).path)
+    assert list((served.keeper.directory / "acme").glob("*.next.pem")) == []
+    with served.database.begin() as connection:
+        repository.sign_again(connection, "acme", stolen, time.time())
+    with pytest.raises(UnsignedMetadataError):
+        device.find(PATH)
+    done = muster("keys", "rotate", role, *keys)
+    assert done.code == 0, done.err
+    device.must_find(PATH)
+
+
+def test_a_crash_before_the_new_online_key_is_in_its_place_is_mended(
+    muster: Muster,
+    media: dict[str, Path],
+    served: Served,
+    new_device: Callable[..., Device],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert begin(muster, media).code == 0
+    keys = [part for name in "abt" for part in ("--keys", media[name])]
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "settle", lambda *_: [])
+        assert muster("keys", "rotate", "timestamp", *keys).code == 0
+    device = new_device()
+    device.must_find(PATH)
+    later = time.time() + 13 * 3600
+    assert served.keeper.keep("acme", later) == [layout.TIMESTAMP]
+    device.must_find(PATH, at=later)
+
+
+def test_a_stolen_builders_key_vouches_for_nothing_any_more(
+    muster: Muster, media: dict[str, Path], served: Served, new_device: Callable[..., Device], tmp_path: Path
+) -> None:
+    assert begin(muster, media).code == 0
+    device, keys = new_device(), [part for name in "abt" for part in ("--keys", media[name])]
+    device.must_find(PATH)
+    done = muster("keys", "revoke", served.builder_keyid()[:12], *keys)
+    assert (done.code, "no builder would be left" in done.err) == (2, True), done.err
+    fresh = builder_key(tmp_path / "fresh")
+    (tmp_path / "fresh.pub").write_text(fresh.public + "\n")
+    done = muster("keys", "rotate", "builder", *keys, "--builder", tmp_path / "fresh.pub")
+    assert done.code == 0, done.err
+    with pytest.raises(UnsignedMetadataError):
+        device.find(PATH)
+    with pytest.raises(ControllerError, match="0 of the keys"):
+        served.publish(2)
+    served.start_role_over(fresh, 3)
+    device.must_find(entry(3).path)
+    assert device.find(PATH) is None, "what the stolen key signed is gone"
+    served.publish(4, key=fresh)
+    device.must_find(entry(4).path)
+
+
+def test_a_file_that_is_no_builders_key_is_told(muster: Muster, media: dict[str, Path], tmp_path: Path) -> None:
+    assert begin(muster, media).code == 0
+    keys = [part for name in "abt" for part in ("--keys", media[name])]
+    (tmp_path / "bad.pub").write_bytes(b"\xff")
+    for file, word in ((tmp_path / "bad.pub", "holds no public key"), (tmp_path / "none.pub", "No such file")):
+        done = muster("keys", "rotate", "builder", *keys, "--builder", file)
+        assert (done.code, word in done.err) == (2, True), done.err
+    assert muster("keys", "rotate", "builder", *keys).code == 2
+    assert muster("keys", "rotate", "nobody", *keys).code == 2
