@@ -1,7 +1,8 @@
 """How the HTTP API knows a device (wire 8.5): a signed challenge gives a bearer token for ten minutes.
 
-Invariant: nothing is stored; challenge and token are vouched for by an HMAC of this process, and at each use the device
-must still be enrolled and not revoked. A restart ends all tokens: devices sign again.
+Invariant: nothing is stored; challenge and token are vouched for by an HMAC, and at each use the device must still be
+enrolled and not revoked. A challenge is answered once, and by the process that gave it: a signed answer that somebody
+recorded opens nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -19,7 +21,7 @@ import msgspec
 
 from controller.database.connection import Database
 from controller.devices import store
-from controller.errors import UnauthenticatedError
+from controller.errors import TooManyError, UnauthenticatedError
 from controller.tenants.access import DEVICE, Principal
 from controller.tenants.guard import DEVICE_TOKEN_PREFIX
 from wire.enrolment import Challenge
@@ -29,6 +31,7 @@ from wire.errors import WireError
 CHALLENGE_SECONDS: Final = 60.0
 TOKEN_SECONDS: Final = 600.0
 MAX_ENVELOPE_BYTES: Final = 8_192
+MAX_ANSWERED: Final = 100_000  # challenges within their minute
 
 
 class _Claims(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +46,15 @@ class DeviceSessions:
         self._database = database
         self._key = key
         self._clock = clock
+        self._run = secrets.token_hex(16)  # which challenges were answered is not known after a restart
+        self._answered: dict[str, float] = {}  # salt to the end of its challenge
+        self._lock = threading.Lock()
 
     def challenge(self, device: str) -> bytes:
         """Return the bytes that ``device`` must sign within ``CHALLENGE_SECONDS``."""
         expires = self._clock() + CHALLENGE_SECONDS
         salt = secrets.token_hex(16)
-        nonce = f"{salt}.{self._mac('challenge', device, salt, repr(expires))}"
+        nonce = f"{salt}.{self._mac('challenge', self._run, device, salt, repr(expires))}"
         return msgspec.json.encode(Challenge(device=device, nonce=nonce, expires=expires))
 
     def answer(self, envelope: bytes) -> tuple[str, float]:
@@ -74,6 +80,7 @@ class DeviceSessions:
             raise UnauthenticatedError(
                 f"the challenge is not signed by the device: {error}", "bad_signature"
             ) from error
+        self._spend(challenge)
         expires = self._clock() + TOKEN_SECONDS
         claims = _encode(msgspec.json.encode(_Claims(device=challenge.device, expires=expires)))
         return f"{DEVICE_TOKEN_PREFIX}{claims}.{self._mac('token', claims)}", expires
@@ -94,11 +101,22 @@ class DeviceSessions:
 
     def _check(self, challenge: Challenge) -> None:
         salt, _, mac = challenge.nonce.partition(".")
-        expected = self._mac("challenge", challenge.device, salt, repr(challenge.expires))
+        expected = self._mac("challenge", self._run, challenge.device, salt, repr(challenge.expires))
         if not hmac.compare_digest(mac.encode("utf-8", "surrogatepass"), expected.encode()):
             raise UnauthenticatedError("this challenge was not made here: ask for a new one", "bad_challenge")
         if challenge.expires <= self._clock():
             raise UnauthenticatedError("this challenge has expired: ask for a new one", "expired_challenge")
+
+    def _spend(self, challenge: Challenge) -> None:
+        salt, now = challenge.nonce.partition(".")[0], self._clock()
+        with self._lock:
+            if salt in self._answered:
+                raise UnauthenticatedError("this challenge was answered before: ask for a new one", "used_challenge")
+            if len(self._answered) >= MAX_ANSWERED:
+                self._answered = {one: ends for one, ends in self._answered.items() if ends > now}
+            if len(self._answered) >= MAX_ANSWERED:
+                raise TooManyError("too many devices sign in at once: try again in a minute", "too_many")
+            self._answered[salt] = challenge.expires
 
     def _mac(self, *parts: str) -> str:
         joined = "\n".join(parts).encode("utf-8", "surrogatepass")

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from controller.devices import session
 from controller.devices.session import CHALLENGE_SECONDS, TOKEN_SECONDS
+from controller.errors import UnauthenticatedError
 from wire.enrolment import Challenge
-from wire.envelope import DEVICE_SESSION, TUNNEL, seal
+from wire.envelope import DEVICE_SESSION, TUNNEL, Envelope, seal
 
 KeyMaker = Callable[[], ec.EllipticCurvePrivateKey]
 
@@ -67,6 +69,40 @@ def test_a_wrong_signature_purpose_or_age_is_refused(api: Any, make_key: KeyMake
     api.now[0] += CHALLENGE_SECONDS
     answer = api.stranger.post("/api/v1/device-sessions", content=seal(asked, DEVICE_SESSION, key))
     assert answer.json()["code"] == "expired_challenge"
+
+
+def test_a_recorded_answer_opens_nothing_a_second_time_nor_after_a_restart(
+    api: Any, make_key: KeyMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key()
+    device = api.enrolled(key)
+    recorded = seal(challenge(api, device), DEVICE_SESSION, key)
+    again = seal(msgspec.json.decode(recorded, type=Envelope).payload, DEVICE_SESSION, key)  # another signature
+    waiting = seal(challenge(api, device), DEVICE_SESSION, key)
+    assert api.stranger.post("/api/v1/device-sessions", content=recorded).status_code == 200
+    for replayed in (recorded, again):
+        answer = api.stranger.post("/api/v1/device-sessions", content=replayed)
+        assert (answer.status_code, answer.json()["code"]) == (401, "used_challenge")
+    monkeypatch.setattr(session, "MAX_ANSWERED", 1)
+    full = api.stranger.post("/api/v1/device-sessions", content=waiting)
+    assert (full.status_code, full.json()["code"]) == (429, "too_many")
+    api.now[0] += CHALLENGE_SECONDS
+    fresh = seal(challenge(api, device), DEVICE_SESSION, key)
+    assert api.stranger.post("/api/v1/device-sessions", content=fresh).status_code == 200  # what ended makes room
+    left = seal(challenge(api, device), DEVICE_SESSION, key)
+    restarted = session.DeviceSessions(api.db, b"k" * 32, lambda: api.now[0])
+    with pytest.raises(UnauthenticatedError, match="not made here"):
+        restarted.answer(left)
+
+
+def test_a_strangers_signature_does_not_spend_a_challenge(api: Any, make_key: KeyMaker) -> None:
+    key = make_key()
+    device = api.enrolled(key)
+    asked = challenge(api, device)
+    assert (
+        api.stranger.post("/api/v1/device-sessions", content=seal(asked, DEVICE_SESSION, make_key())).status_code == 401
+    )
+    assert api.stranger.post("/api/v1/device-sessions", content=seal(asked, DEVICE_SESSION, key)).status_code == 200
 
 
 def test_a_token_cannot_be_altered(api: Any, make_key: KeyMaker) -> None:
