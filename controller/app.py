@@ -17,8 +17,9 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.responses import Response
 
+from controller.audit.head_files import HeadFiles
 from controller.audit.routes import audit_router
-from controller.audit.sealer import seal
+from controller.audit.sealer import seal, sign_heads
 from controller.broker.operate import Operator
 from controller.broker.session import Broker, Endpoint
 from controller.builds import publish_routes
@@ -45,7 +46,7 @@ from controller.listening import Server, listen
 from controller.rollouts import routes as rollouts_routes
 from controller.rollouts import store as rollouts_store
 from controller.rollouts.loop import RolloutLoop
-from controller.signing_keys import ACCESS, signing_key
+from controller.signing_keys import ACCESS, AUDIT, signing_key
 from controller.telemetry import routes as telemetry_routes
 from controller.telemetry.ingest import Ingest
 from controller.telemetry.metrics import CONTENT_TYPE, exposition
@@ -64,6 +65,7 @@ from wire.topics import ACK, Channel
 from wire.version import __version__
 
 SEAL_SECONDS: Final = 1.0
+HEAD_SECONDS: Final = 3600.0  # between two signed heads of the audit trail
 MAX_BODY_BYTES: Final = 2 * 1024**2  # of a request, where its route allows no more: read before anybody is recognised
 
 log = structlog.get_logger()
@@ -81,6 +83,9 @@ class Control:
         self._playground = Playground(installation.gateway_url, installation.authority.root_file)
         self._registry = Registry(self._database)
         self._reports = Reports(self._database)
+        self._audit_heads = HeadFiles(
+            installation.data / "audit", signing_key(installation.data / "keys", AUDIT)
+        )
         self._commands = CommandSender(self._database, installation.assignment_key, self._publish)
         self._rollouts = RolloutLoop(self._database, installation.assignment_key, self._publish)
         self._ingest = Ingest(
@@ -150,7 +155,7 @@ class Control:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             await self._playground.close()
-            await asyncio.to_thread(seal, self._database)
+            await asyncio.to_thread(self._sign_heads)
             self._series.close()
             self._database.close()
         for task in done - {stopping}:
@@ -191,6 +196,7 @@ class Control:
         api.state.read_vitals = self._read_vitals
         api.state.artifacts = ArtifactStore(installation.data / "artifacts")
         api.state.builder_keys = installation.builder_keys
+        api.state.audit_heads = self._audit_heads
         api.state.access_tokens = AccessTokens(signing_key(installation.data / "keys", ACCESS))
         api.state.keeper = self._keeper
         api.state.device_sessions = DeviceSessions(self._database, installation.session_key)
@@ -277,12 +283,26 @@ class Control:
         await self._broker.publish(ACK, device, Ack(stream=stream, sequence=sequence))
 
     async def _seal(self) -> None:
+        signed = -HEAD_SECONDS
         while True:
             await asyncio.sleep(SEAL_SECONDS)
             try:
                 await asyncio.to_thread(seal, self._database)
             except UnavailableError as error:
                 log.warning("the audit trail could not be sealed", error=str(error))
+            if time.monotonic() - signed >= HEAD_SECONDS:
+                signed = time.monotonic()
+                await asyncio.to_thread(self._sign_heads)
+
+    def _sign_heads(self) -> None:
+        try:
+            seal(self._database)
+            wrong = sign_heads(self._database, self._audit_heads, time.time())
+        except UnavailableError as error:
+            log.warning("the head of the audit trail could not be signed", error=str(error))
+            return
+        for reason in wrong:
+            log.error("an audit trail was tampered with; its head is not signed", reason=reason)
 
 
 def _told_elsewhere() -> None:

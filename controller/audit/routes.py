@@ -5,15 +5,19 @@ Invariant: a tenant sees its own rows only. The guard lives above this package, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Protocol, cast
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import StreamingResponse
 
-from controller.audit import sealer, store
+from controller.audit import exported, sealer, store
+from controller.audit.head_files import HeadFiles
 from controller.audit.seal import Intact
 from controller.database.connection import Database
 from controller.database.http import database
+from controller.errors import NotFoundError
 
 
 class _Tenanted(Protocol):
@@ -47,12 +51,47 @@ def audit_router(permit: Callable[[str], Callable[..., _Tenanted]]) -> APIRouter
         }
 
     @router.get("/verify")
-    def verify(db: Annotated[Database, Depends(database)], principal: _Tenanted = reader) -> dict[str, Any]:
-        """Follow the whole chain: intact up to which row, or broken at which row and why."""
+    def verify(request: Request, db: Annotated[Database, Depends(database)], principal: _Tenanted = reader) -> Any:
+        """Follow the whole chain: intact up to which row, or broken at which row and why.
+
+        ``signed``: the newest signed head that the chain was compared with.
+        """
         sealer.seal(db)
-        verdict = sealer.check(db, principal.tenant)
+        signed = [head for head, _ in _files(request).of(principal.tenant)]
+        verdict = sealer.check(db, principal.tenant, signed)
+        last = {"number": signed[-1].number, "at": signed[-1].at} if signed else None
         if isinstance(verdict, Intact):
-            return {"intact": True, "number": verdict.number, "hash": verdict.hash}
-        return {"intact": False, "number": verdict.number, "reason": verdict.reason}
+            return {"intact": True, "number": verdict.number, "hash": verdict.hash, "signed": last}
+        return {"intact": False, "number": verdict.number, "reason": verdict.reason, "signed": last}
+
+    @router.get("/head")
+    def head(request: Request, db: Annotated[Database, Depends(database)], principal: _Tenanted = reader) -> Any:
+        """Return the signed head of the trail, to be kept elsewhere: ``head`` (an envelope) and ``public_key``."""
+        found = sealer.newest_head(db, _files(request), principal.tenant, time.time())
+        if found is None:
+            raise NotFoundError("there is no row in the audit trail yet", "no_head")
+        newest, envelope = found
+        kept = {"head": envelope.decode(), "public_key": _files(request).public_key}
+        return kept | {"number": newest.number, "hash": newest.hash, "at": newest.at}
+
+    @router.get("/export", response_class=StreamingResponse)
+    def export(request: Request, db: Annotated[Database, Depends(database)], principal: _Tenanted = reader) -> Any:
+        """Return the whole trail with its signed heads, one JSON object a line, for `muster audit verify --file`."""
+        files = _files(request)
+        sealer.newest_head(db, files, principal.tenant, time.time())
+        lines = _exported(db, files, principal.tenant)
+        return StreamingResponse(lines, media_type="application/jsonl", headers={"cache-control": "no-store"})
 
     return router
+
+
+def _files(request: Request) -> HeadFiles:
+    return cast("HeadFiles", request.app.state.audit_heads)
+
+
+def _exported(db: Database, files: HeadFiles, tenant: str) -> Iterator[str]:
+    yield exported.first_line(tenant, files.public_key)
+    for rows in sealer.pieces(db, tenant):
+        yield "".join(exported.row_line(row) for row in rows)
+    for _, envelope in files.of(tenant):
+        yield exported.head_line(envelope)

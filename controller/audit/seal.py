@@ -1,17 +1,17 @@
 """The chain that makes tampering with the audit trail visible.
 
 Invariant: each sealed row's hash covers its content, its number and the hash of the row before it, so an edited,
-removed or moved row breaks the chain at its number. Does not stop someone who can rewrite every later row as well:
-for that, the newest hash must be kept somewhere else too.
+removed or moved row breaks the chain at its number. Someone who rewrites every later row as well, or cuts rows off at
+the end, is found by the heads that were signed before (`heads.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 FIRST: Final = "0" * 64  # stands before row 1
 
@@ -64,9 +64,40 @@ def chain(previous_hash: str, row: Row) -> str:
     return hashlib.sha256(f"{previous_hash}\n{canonical}".encode()).hexdigest()
 
 
-def verify(rows: Iterable[Row], start: Intact | None = None) -> Intact | Broken:
-    """Follow the chain through ``rows`` (in order of number), beginning after ``start`` or before row 1."""
+class Signed(Protocol):
+    """What was once the newest row."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def hash(self) -> str: ...
+
+
+def verify(rows: Iterable[Row], start: Intact | None = None, heads: Sequence[Signed] = ()) -> Intact | Broken:
+    """Follow the chain through ``rows`` (in order of number), beginning after ``start`` or before row 1.
+
+    heads: signed ones, whose rows must be there with these hashes.
+    """
+    verdict = follow(rows, start, heads)
+    return verdict if isinstance(verdict, Broken) else reaches(verdict, heads)
+
+
+def reaches(held: Intact, heads: Sequence[Signed]) -> Intact | Broken:
+    """Judge a chain that ends at ``held``: a head beyond it tells of rows that were cut off."""
+    last = max((head.number for head in heads), default=0)
+    if last > held.number:
+        return Broken(
+            held.number + 1, f"the trail ends at row {held.number}, but row {last} was signed: rows were cut off"
+        )
+    return held
+
+
+def follow(rows: Iterable[Row], start: Intact | None = None, heads: Sequence[Signed] = ()) -> Intact | Broken:
+    """Follow the chain as ``verify`` does, when more rows may come after ``rows``."""
     held = start or Intact(0, FIRST)
+    hashes: dict[int, set[str]] = {}
+    for head in heads:
+        hashes.setdefault(head.number, set()).add(head.hash)
     for row in rows:
         if row.number != held.number + 1:
             return Broken(held.number + 1, f"row {held.number + 1} is missing: row {row.number} follows {held.number}")
@@ -74,5 +105,7 @@ def verify(rows: Iterable[Row], start: Intact | None = None) -> Intact | Broken:
             return Broken(row.number, f"row {row.number} does not follow the row that stands before it")
         if chain(held.hash, row) != row.hash:
             return Broken(row.number, f"the content of row {row.number} does not fit its hash: it was changed")
+        if hashes.get(row.number, {row.hash}) != {row.hash}:
+            return Broken(row.number, f"row {row.number} is not the one that was signed: the trail was rewritten")
         held = Intact(row.number, row.hash)
     return held

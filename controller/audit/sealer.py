@@ -6,10 +6,13 @@ a hash covers (`seal.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from controller.audit import seal as chains
 from controller.audit import store
+from controller.audit.head_files import HeadFiles
+from controller.audit.heads import Head
 from controller.audit.seal import Broken, Intact, Row
 from controller.database.connection import Database
 
@@ -33,16 +36,69 @@ def seal(database: Database) -> int:
     return len(rows)
 
 
-def check(database: Database, tenant: str) -> Intact | Broken:
-    """Follow the chain of ``tenant`` from its first row to its last, in pieces of ``BATCH`` rows."""
-    held = Intact(0, chains.FIRST)
+def check(
+    database: Database, tenant: str, heads: Sequence[chains.Signed] = (), start: Intact | None = None
+) -> Intact | Broken:
+    """Follow the chain of ``tenant`` from its first row (or after ``start``) to its last, in pieces of ``BATCH`` rows.
+
+    heads: signed ones, to compare with.
+    """
+    held = start or Intact(0, chains.FIRST)
+    for rows in pieces(database, tenant, held.number):
+        verdict = chains.follow(rows, held, heads)
+        if isinstance(verdict, Broken):
+            return verdict
+        held = verdict
+    return chains.reaches(held, heads)
+
+
+def pieces(database: Database, tenant: str, after: int = 0) -> Iterator[list[Row]]:
+    """Yield the sealed rows of ``tenant`` in order, ``BATCH`` at a time: a sealed row never changes."""
+    while True:
+        with database.read() as connection:
+            rows = [_row(found, found.number or 0) for found in store.sealed(connection, tenant, after, BATCH)]
+        if not rows:
+            return
+        yield rows
+        after = rows[-1].number
+
+
+def sign_heads(database: Database, files: HeadFiles, now: float) -> list[str]:
+    """Sign the newest row of each trail that grew since its last head; return what is wrong with the others.
+
+    A trail that does not go on from its last head as it was signed is not signed: the old head is the evidence.
+    Raises UnavailableError.
+    """
     with database.read() as connection:
-        while rows := store.sealed(connection, tenant, held.number, BATCH):
-            verdict = chains.verify((_row(found, found.number or 0) for found in rows), held)
-            if isinstance(verdict, Broken):
-                return verdict
-            held = verdict
-    return held
+        tenants = store.tenants_of(connection)
+    wrong: list[str] = []
+    for tenant in tenants:
+        held = files.of(tenant)
+        last = Intact(held[-1][0].number, held[-1][0].hash) if held else None
+        verdict = check(database, tenant) if last is None else _goes_on(database, tenant, last)
+        if isinstance(verdict, Broken):
+            wrong.append(f"{tenant}: {verdict.reason}")
+        elif verdict.number > (last.number if last else 0):
+            files.add(Head(tenant=tenant, number=verdict.number, hash=verdict.hash, at=now))
+    return wrong
+
+
+def newest_head(database: Database, files: HeadFiles, tenant: str, now: float) -> tuple[Head, bytes] | None:
+    """Sign the newest row of ``tenant`` unless that was done; return the newest head, None when there are no rows."""
+    seal(database)
+    sign_heads(database, files, now)
+    held = files.of(tenant)
+    return held[-1] if held else None
+
+
+def _goes_on(database: Database, tenant: str, last: Intact) -> Intact | Broken:
+    with database.read() as connection:
+        rows = store.sealed(connection, tenant, last.number - 1, 1)
+    if not rows or rows[0].number != last.number:
+        return Broken(last.number, f"row {last.number}, which was signed, is missing")
+    if rows[0].hash != last.hash:
+        return Broken(last.number, f"row {last.number} is not the one that was signed")
+    return check(database, tenant, start=last)
 
 
 def _head(row: store.AuditRow | None) -> Intact:

@@ -111,6 +111,22 @@ class Api:
         """Return the JSON of a DELETE, None for an empty answer."""
         return self._json("DELETE", path)
 
+    def download(self, path: str, file: Path) -> None:
+        """Write the bytes of a GET to ``file``, whole or not at all."""
+        beside = file.with_name(f".{file.name}.part")
+        try:
+            with unreachable(str(self._client.base_url)), self._client.stream("GET", path) as answer:
+                if answer.status_code != 200:
+                    raise_for(answer.status_code, answer.read())
+                with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+                    for piece in answer.iter_bytes():
+                        output.write(piece)
+            beside.replace(file)
+        except OSError as error:
+            raise InvalidError(f"{file}: {error}", "unwritable") from error
+        finally:
+            beside.unlink(missing_ok=True)
+
     def exists(self, path: str) -> bool:
         """Return whether a HEAD finds something."""
         with unreachable(str(self._client.base_url)):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from controller.audit.exported import KeptHead, check
+from controller.audit.seal import Intact
 from controller.commands.client import Api, at, read_login
 from controller.commands.options import AsJson, Limit
 from controller.commands.output import say, show_done, show_json, show_table, show_text, when
@@ -112,12 +116,70 @@ def list_audit(limit: Limit = 50, as_json: AsJson = False) -> None:
 
 
 @audit.command()
-def verify(as_json: AsJson = False) -> None:
-    """Check that no row was changed or taken out."""
-    answer = Api(read_login()).get("/api/v1/audit/verify")
+def verify(
+    file: Annotated[
+        Path | None, typer.Option(help="Check a file from `muster audit export`, and ask no controller.")
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="A head that was kept elsewhere (`muster audit head`): the trail must go on from it."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no row was changed, taken out, moved or cut off."""
+    if file is None and head is None:
+        answer = Api(read_login()).get("/api/v1/audit/verify")
+    elif file is None:
+        with tempfile.TemporaryDirectory() as directory:
+            fresh = Path(directory) / "trail.jsonl"
+            Api(read_login()).download("/api/v1/audit/export", fresh)
+            answer = _checked(fresh, head)
+    else:
+        answer = _checked(file, head)
     if as_json:
         show_json(answer)
     if not answer["intact"]:
         raise ConflictError(f"the audit trail was changed: {answer.get('reason')}", "audit_broken")
     if not as_json:
-        say("the audit trail is whole")
+        say(f"the audit trail is whole, up to row {answer['number']}")
+
+
+@audit.command("head")
+def show_head(
+    to: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get the signed head of the trail. Keep it somewhere else: with it, rewriting the trail is found."""
+    answer = Api(read_login()).get("/api/v1/audit/head")
+    kept = {"head": answer["head"], "public_key": answer["public_key"]}
+    if to is not None:
+        try:
+            write_private_bytes(to, msgspec.json.encode(kept) + b"\n")
+        except OSError as error:
+            raise InvalidError(f"{to}: {error}", "unwritable") from error
+        say(f"the head at row {answer['number']} is in {to}")
+    elif as_json:
+        show_json(answer)
+    else:
+        show_json(kept)
+
+
+@audit.command("export")
+def export_trail(file: Path, as_json: AsJson = False) -> None:
+    """Write the whole trail with its signed heads into a file, one JSON object a line."""
+    Api(read_login()).download("/api/v1/audit/export", file)
+    show_done({"file": str(file)}, as_json, f"written to {file}")
+
+
+def _checked(file: Path, head: Path | None) -> dict[str, Any]:
+    try:
+        kept = None if head is None else msgspec.json.decode(head.read_bytes(), type=KeptHead)
+        with file.open(encoding="utf-8") as lines:
+            verdict = check(lines, kept)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{file if head is None else f'{file} or {head}'}: {error}", "unreadable") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidError(f"{head} is no head: `muster audit head` writes one: {error}", "bad_head") from error
+    if isinstance(verdict, Intact):
+        return {"intact": True, "number": verdict.number, "hash": verdict.hash}
+    return {"intact": False, "number": verdict.number, "reason": verdict.reason}

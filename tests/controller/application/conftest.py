@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from controller.app import Control
 from controller.database.connection import Database
 from controller.installation import Installation, prepare
+from controller.listening import Server, listen
 from controller.settings import Settings
 from controller.tenants import store, tokens
 
@@ -44,6 +48,18 @@ class Application:
             token = tokens.make(c, tenant=tenant, name=role, role=role, now=time.time())
         headers = {"Authorization": f"Bearer {token.text}"}
         return TestClient(self.control.api, headers=headers, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def url(application: Application) -> Iterator[str]:
+    """The address of the application on a socket of its own, over plain HTTP."""
+    socket = listen("127.0.0.1", 0, "TEST")
+    server = Server(uvicorn.Config(application.control.api, lifespan="off", log_config=None, access_log=False))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([socket])), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
 
 
 @pytest.fixture

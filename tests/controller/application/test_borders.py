@@ -66,6 +66,8 @@ CASES: Final[dict[str, Case]] = {
     # the caller's own
     "GET /api/v1/audit": OWN,
     "GET /api/v1/audit/verify": OWN,
+    "GET /api/v1/audit/head": OWN,
+    "GET /api/v1/audit/export": OWN,
     "GET /api/v1/tokens": OWN,
     "POST /api/v1/tokens": Case({"name": "n", "role": "viewer"}),
     "GET /api/v1/whoami": OWN,
@@ -88,6 +90,7 @@ CASES: Final[dict[str, Case]] = {
     "GET /metrics": OWN,
     "POST /api/v1/build-jobs/lease": OWN,
     "GET /api/v1/trust": about(None, 200, 404, same=False),
+    "POST /api/v1/trust/online-keys": about({"role": "timestamp"}, 201, 404, same=False),
     "POST /api/v1/trust/root": about({"roots": []}, 200, 404, same=False),
     "POST /api/v1/trust/roles": about({"roles": {"x": "e30="}}, 400, 404, 409, same=False),
     # one thing

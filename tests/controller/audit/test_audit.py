@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from controller.audit import sealer
+from controller.audit.head_files import HeadFiles
 from controller.audit.routes import audit_router
 from controller.audit.seal import FIRST, Broken, Intact, Row, chain, verify
 from controller.audit.store import record
@@ -24,6 +26,8 @@ from controller.database.connection import Database
 from controller.tenants import tokens
 from controller.tenants.guard import install_errors, permit, require_declared
 from controller.tenants.store import add_tenant
+
+KEY = ed25519.Ed25519PrivateKey.generate()
 
 
 def rows(number: int) -> list[Row]:
@@ -142,6 +146,7 @@ def test_tampering_in_the_database_is_found(db: Database, statement: str, number
 def serve(db: Database) -> Callable[[str], TestClient]:
     app = FastAPI()
     app.state.database = db
+    app.state.audit_heads = HeadFiles(db.path.parent / "audit", KEY)
     app.include_router(audit_router(permit))
     install_errors(app)
     require_declared(app)
