@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tuf.api.exceptions import ExpiredMetadataError, UnsignedMetadataError
+from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
 
 from controller.builds.sign import builder_key
 from controller.commands import ceremonies
+from controller.database.tables import trust_metadata
 from controller.errors import ControllerError, UnavailableError
 from controller.trust import layout, repository, store
 from controller.trust.keeping import Keeper
@@ -422,3 +423,24 @@ def test_a_file_that_is_no_builders_key_is_told(muster: Muster, media: dict[str,
         assert (done.code, word in done.err) == (2, True), done.err
     assert muster("keys", "rotate", "builder", *keys).code == 2
     assert muster("keys", "rotate", "nobody", *keys).code == 2
+
+
+def test_devices_take_a_restored_backup_once_the_online_keys_are_new(
+    muster: Muster, media: dict[str, Path], served: Served, new_device: Callable[..., Device]
+) -> None:
+    assert begin(muster, media).code == 0
+    device, backup = new_device(), served.versions()
+    for number in (2, 3, 4):
+        served.publish(number)
+    device.must_find(entry(4).path)
+    with served.database.begin() as connection:
+        for role, version in backup.items():
+            newer = (trust_metadata.c.role == role) & (trust_metadata.c.version > version)
+            connection.execute(trust_metadata.delete().where(newer, trust_metadata.c.tenant == "acme"))
+    with pytest.raises(BadVersionNumberError):
+        device.find(PATH)
+    keys = [part for name in "abt" for part in ("--keys", media[name])]
+    for role in layout.ONLINE:
+        assert muster("keys", "rotate", role, *keys).code == 0
+    device.must_find(PATH)
+    assert device.find(entry(4).path) is None
