@@ -18,6 +18,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import Response
 
 from controller.audit.head_files import HeadFiles
+from controller.audit.reason import ReasonHeader
 from controller.audit.routes import audit_router
 from controller.audit.sealer import seal, sign_heads
 from controller.broker.operate import Operator
@@ -83,9 +84,7 @@ class Control:
         self._playground = Playground(installation.gateway_url, installation.authority.root_file)
         self._registry = Registry(self._database)
         self._reports = Reports(self._database)
-        self._audit_heads = HeadFiles(
-            installation.data / "audit", signing_key(installation.data / "keys", AUDIT)
-        )
+        self._audit_heads = HeadFiles(installation.data / "audit", signing_key(installation.data / "keys", AUDIT))
         self._commands = CommandSender(self._database, installation.assignment_key, self._publish)
         self._rollouts = RolloutLoop(self._database, installation.assignment_key, self._publish)
         self._ingest = Ingest(
@@ -209,6 +208,7 @@ class Control:
             gateway_url=installation.tunnel_url,
         )
         install_errors(api)
+        api.add_middleware(ReasonHeader)
         changes = Changes()
         self._database.subscribe(changes.note)
         queries = LiveQueries(api, changes)

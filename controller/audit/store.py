@@ -6,11 +6,13 @@ without its deed; a row is never changed except once, when the sealer numbers an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
+from controller.audit.reason import given
 from controller.database.tables import audit
 
 AuditRow = Row[tuple[int, str, float, str, str, str, str, Any, int | None, str | None, str | None]]
@@ -29,8 +31,10 @@ def record(
 ) -> None:
     """Note in the caller's transaction that ``actor`` did ``action`` to ``thing`` at ``at`` (seconds since 1970).
 
-    ``body``: plain JSON with what changed; never a secret. Words longer than their columns are cut.
+    ``reason``: that of the request when it is not given. ``body``: plain JSON with what changed, before and after;
+    never a secret. Words longer than their columns are cut. Raises ValueError for numbers that JSON does not know.
     """
+    json.dumps(body, allow_nan=False)  # what cannot be hashed would stop the sealer for good
     connection.execute(
         insert(audit).values(
             tenant=tenant,
@@ -38,7 +42,7 @@ def record(
             action=action[:64],
             thing=thing[:200],
             at=at,
-            reason=reason[:4096],
+            reason=(reason or given.get())[:4096],
             body=dict(body or {}),
         )
     )

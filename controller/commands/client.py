@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from controller.audit.reason import HEADER
 from controller.errors import (
     ConflictError,
     ControllerError,
@@ -198,12 +199,18 @@ def unreachable(url: str) -> Iterator[None]:
         ) from error
 
 
+def _reason() -> dict[str, str]:
+    """MUSTER_REASON says why, for the audit trail."""
+    words = os.environ.get("MUSTER_REASON", "")
+    return {HEADER: quote(words)} if words else {}
+
+
 def _client(url: str, login: Login) -> httpx.Client:
     try:
         return httpx.Client(
             base_url=url,
             verify=ssl.create_default_context(cafile=login.ca_file),
-            headers={"Authorization": f"Bearer {login.token}"},
+            headers={"Authorization": f"Bearer {login.token}"} | _reason(),
             timeout=TIMEOUT,
             trust_env=False,
         )

@@ -30,6 +30,7 @@ from controller.tenants.guard import permit
 
 MAX_PAGE: Final = 500
 MAX_IDS: Final = 10_000  # as many as a rollout's selector names
+MAX_NAMED: Final = 100  # devices in one audit row; how many there were stands beside them
 MAX_TAGS: Final = 32  # of one device
 VITALS: Final = (
     *("requests_per_s", "errors_per_s", "p50_ms", "p95_ms", "queued", "cpu", "load"),
@@ -186,6 +187,7 @@ def change_tags(asked: TagRequest, principal: Writer, db: Db) -> dict[str, Any]:
                 f"{len(full)} of these devices have {MAX_TAGS} tags already, {full[0].name!r} first: take one away",
                 "too_many_tags",
             )
+        meant = [row.id for row in rows.values() if (asked.tag in row.tags) == (asked.action == "untag")]
         change = list_store.add_tag if asked.action == "tag" else list_store.remove_tag
         changed = change(connection, rows.values(), asked.tag)
         record(
@@ -196,7 +198,7 @@ def change_tags(asked: TagRequest, principal: Writer, db: Db) -> dict[str, Any]:
             thing="devices",
             at=now,
             body=asked.model_dump(mode="json", exclude_none=True, exclude={"devices"})
-            | {"devices": len(rows), "changed": changed},
+            | {"devices": len(rows), "changed": changed, "first": meant[:MAX_NAMED]},
         )
     return {"devices": len(rows), "changed": changed}
 

@@ -79,6 +79,33 @@ def create_join_token(
     }
 
 
+@router.get("/join-tokens")
+def list_join_tokens(
+    principal: Annotated[Principal, Depends(permit("devices.enrol"))],
+    db: Db,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> dict[str, Any]:
+    """Return the caller's tenant's join tokens that still hold; no secrets."""
+    with db.read() as connection:
+        rows = store.join_tokens_of(connection, principal.tenant, time.time(), limit)
+    return {"join_tokens": [dict(row._mapping) for row in rows]}
+
+
+@router.delete("/join-tokens/{token}", status_code=204)
+def withdraw_join_token(token: str, principal: Annotated[Principal, Depends(permit("devices.enrol"))], db: Db) -> None:
+    """Let no further device join with a token. Devices that joined with it stay, and may ask for their answer again."""
+    with db.begin() as connection:
+        if store.withdraw_join_token(connection, principal.tenant, token):
+            record(
+                connection,
+                tenant=principal.tenant,
+                actor=principal.actor,
+                action="devices.withdraw_join_token",
+                thing=f"join-token:{token}",
+                at=time.time(),
+            )
+
+
 @router.get(
     "/enrolment/trust", dependencies=[Depends(public("public keys; a device checks them against its join token"))]
 )
@@ -150,6 +177,7 @@ def revoke_device(device: str, principal: Annotated[Principal, Depends(permit("d
     now = time.time()
     with db.begin() as connection:
         if store.revoke(connection, principal.tenant, device, now):
+            row = store.find_device(connection, principal.tenant, device)
             record(
                 connection,
                 tenant=principal.tenant,
@@ -157,6 +185,7 @@ def revoke_device(device: str, principal: Annotated[Principal, Depends(permit("d
                 action="devices.revoke",
                 thing=f"device:{device}",
                 at=now,
+                body={"name": row.name if row else "", "before": {"revoked": None}, "after": {"revoked": now}},
             )
 
 

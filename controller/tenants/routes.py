@@ -74,7 +74,7 @@ def revoke_token(token: str, principal: TokenWriter, db: Db) -> None:
     """Make a token hold no more."""
     now = time.time()
     with db.begin() as connection:
-        tokens.revoke(connection, principal.tenant, token, now)
+        before = tokens.revoke(connection, principal.tenant, token, now)
         record(
             connection,
             tenant=principal.tenant,
@@ -82,6 +82,12 @@ def revoke_token(token: str, principal: TokenWriter, db: Db) -> None:
             action="tokens.revoke",
             thing=f"token:{token}",
             at=now,
+            body={
+                "name": before.name,
+                "role": before.role,
+                "before": {"revoked": before.revoked, "expires": before.expires},
+                "after": {"revoked": now},
+            },
         )
 
 

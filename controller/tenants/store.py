@@ -5,6 +5,7 @@ Invariant: no secret is stored, only its SHA-256. Decides nothing: `tokens.py` j
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -63,18 +64,15 @@ def tokens_of(connection: Connection, tenant: str, limit: int) -> Sequence[Token
     return connection.execute(statement).all()
 
 
-def valid_tokens(connection: Connection, tenant: str, role: str, now: float) -> list[str]:
-    """Return the ids of the tokens with ``role`` that hold at ``now``."""
-    return list(
-        connection.scalars(
-            select(api_tokens.c.id).where(
-                api_tokens.c.tenant == tenant,
-                api_tokens.c.role == role,
-                api_tokens.c.revoked.is_(None),
-                or_(api_tokens.c.expires.is_(None), api_tokens.c.expires > now),
-            )
-        )
+def valid_tokens(connection: Connection, tenant: str, role: str, now: float) -> dict[str, float]:
+    """Return the ids of the tokens with ``role`` that hold at ``now``, and until when (infinity for ever)."""
+    statement = select(api_tokens.c.id, api_tokens.c.expires).where(
+        api_tokens.c.tenant == tenant,
+        api_tokens.c.role == role,
+        api_tokens.c.revoked.is_(None),
+        or_(api_tokens.c.expires.is_(None), api_tokens.c.expires > now),
     )
+    return {row.id: math.inf if row.expires is None else row.expires for row in connection.execute(statement)}
 
 
 def revoke_token(connection: Connection, token: str, now: float) -> None:

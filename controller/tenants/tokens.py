@@ -102,19 +102,23 @@ def stands_for(connection: Connection, grant: Grant, now: float) -> Principal:
     return replace(_principal(row, now), by_access_token=True)
 
 
-def revoke(connection: Connection, tenant: str, token: str, now: float) -> None:
-    """Make the token hold no more, from now on; its console sessions end with it.
+def revoke(connection: Connection, tenant: str, token: str, now: float) -> store.TokenRow:
+    """Make the token hold no more, from now on; its console sessions end with it. Return it as it was.
 
-    Raises NotFoundError, or ConflictError (code "last_admin") for the only admin token that still holds.
+    Raises NotFoundError, or ConflictError (code "last_admin") for the admin token that holds longest: nobody could make
+    another one after it.
     """
     row = store.find_token(connection, token)
     if row is None or row.tenant != tenant:
         raise NotFoundError(f"there is no token {token!r}", "no_token")
-    if row.role == ADMIN and store.valid_tokens(connection, tenant, ADMIN, now) == [token]:
+    ends = store.valid_tokens(connection, tenant, ADMIN, now)
+    own = ends.pop(token, 0.0)
+    if own > max(ends.values(), default=0.0):
         raise ConflictError(
-            "this is the only admin token that holds: make another one before revoking it", "last_admin"
+            "no other admin token holds as long as this one: make another one before revoking it", "last_admin"
         )
     store.revoke_token(connection, token, now)
+    return row
 
 
 def make_login_code(connection: Connection, token: str, now: float) -> str:

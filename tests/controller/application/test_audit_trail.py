@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from controller import __main__ as program
+from controller.audit.store import record
 from controller.commands import client
 
 Muster = Callable[..., tuple[int, str, str]]
@@ -106,3 +107,30 @@ def test_the_head_is_of_the_newest_deed(application: Any) -> None:
     signed = application.admin.get("/api/v1/audit/verify").json()["signed"]
     assert signed == {"number": second["number"], "at": second["at"]}
     assert application.client("viewer").get("/api/v1/audit/export").status_code == 403
+
+
+def rows(application: Any, action: str) -> list[Any]:
+    return [row for row in application.admin.get("/api/v1/audit").json()["rows"] if row["action"] == action]
+
+
+def test_a_row_says_who_what_before_and_after_and_why(
+    application: Any, muster: Muster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = application.admin.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"}).json()["id"]
+    monkeypatch.setenv("MUSTER_REASON", "left the company \u2014 ticket 42\x1b[2J")
+    assert muster("tokens", "revoke", made)[0] == 0
+    (row,) = rows(application, "tokens.revoke")
+    assert row["actor"].startswith("admin:first-admin:")
+    assert row["thing"] == f"token:{made}"
+    assert row["reason"] == "left the company \u2014 ticket 42[2J"
+    assert (row["body"]["name"], row["body"]["before"]["revoked"]) == ("ci", None)
+    assert row["body"]["after"]["revoked"] == row["at"]
+    deeds(application, 1)
+    assert rows(application, "devices.make_join_token")[0]["reason"] == "", "a reason is of its own request alone"
+    assert application.admin.get("/api/v1/audit", params={"q": "ticket 42"}).json()["rows"][0]["id"] == row["id"]
+
+
+def test_what_cannot_be_hashed_is_no_row(application: Any) -> None:
+    with pytest.raises(ValueError), application.database.begin() as c:
+        record(c, tenant="default", actor="a", action="b", thing="c", at=1.0, body={"x": float("nan")})
+    assert application.admin.get("/api/v1/audit/verify").json()["intact"]

@@ -85,7 +85,11 @@ def test_the_last_admin_stays(db: Database, admin: str) -> None:
             tokens.revoke(c, "default", first, NOW)
         with pytest.raises(NotFoundError):
             tokens.revoke(c, "another", first, NOW)
+        tokens.make(c, tenant="default", name="short", role="admin", now=NOW, expires=NOW + 60)
+        with pytest.raises(ConflictError, match="as long"):
+            tokens.revoke(c, "default", first, NOW)
         tokens.make(c, tenant="default", name="second", role="admin", now=NOW)
+        assert tokens.revoke(c, "default", first, NOW).name == "first-admin"
         tokens.revoke(c, "default", first, NOW)
 
 
