@@ -42,7 +42,7 @@ from agent.serving_protocol import STATUS_NAME, ServingState
 from agent.settings import Settings
 from agent.status import Status
 from agent.supervision.process import ServingProcess
-from agent.supervision.trial import run_trial
+from agent.trial_child import run_trial
 from agent.trust.pinned import Pinned
 from agent.trust.repository import Repository
 from agent.trust.voucher import Voucher

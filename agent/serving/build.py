@@ -123,14 +123,14 @@ def joins(runtime: Runtime, sample: dict[str, Array], tolerance: float) -> bool:
 
 
 def synthetic(described: Signature) -> dict[str, Array] | None:
-    """Return three rows of made-up inputs, None where a size other than the first is open."""
+    """Return made-up inputs, three rows where that is open; None where another size is open."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Array] = {}
     for spec in described.inputs:
         if -1 in spec.shape[1:]:
             return None
         dtype = DATATYPES[spec.datatype]
-        shape = (3, *spec.shape[1:])
+        shape = tuple(3 if size == -1 else size for size in spec.shape)
         arrays[spec.name] = (
             rng.normal(size=shape).astype(dtype) if dtype.kind == "f" else rng.integers(0, 2, shape).astype(dtype)
         )

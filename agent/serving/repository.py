@@ -1,11 +1,13 @@
 """A directory of models served on its own, without an agent: NAME/VERSION/model.onnx.
 
 Invariant: the highest version of each model is served; a model that cannot be loaded is listed with its reason while
-the others serve. Reads the directory when asked, never behind anyone's back.
+the others serve. A file is tried in a child first: one that crashes the engine, eats the memory or never ends takes
+nothing with it. Reads the directory when asked, never behind anyone's back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tomllib
 from pathlib import Path
@@ -18,16 +20,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent.errors import AgentError, DeviceError, UsageError
+from agent.errors import AgentError, DeviceError, ServingError, UsageError
 from agent.serving.build import Build
 from agent.serving.models import Models
 from agent.serving.refusal import RefusedError
+from agent.trial_child import run_trial
 
 log = structlog.get_logger()
 
 MODEL_FILE: Final = "model.onnx"
 CONFIG_FILE: Final = "config.toml"
 MAX_MODELS: Final = 64
+TRIAL_SECONDS: Final = 120.0
+TRIAL_MEMORY: Final = 512 * 1024**2  # bytes, beyond what Python and the engine hold, and some copies of the weights
+TRIAL_COPIES: Final = 8
 _NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 
 
@@ -83,6 +89,7 @@ class Repository:
         try:
             self._loads += 1
             build = read_entry(self._directory, name, self._loads)
+            await _try(build.file)
             await self._models.serve(build)
         except AgentError as error:
             active = self._models.active(name)
@@ -117,6 +124,16 @@ class Repository:
         await self._models.remove(name)
         self._entries[name] = Entry(name=name, state="UNAVAILABLE", reason="unloaded")
         return _json({})
+
+
+async def _try(file: Path) -> None:
+    try:
+        size = (await asyncio.to_thread(file.stat)).st_size
+    except OSError as error:
+        raise DeviceError(f"{file}: {error.strerror}; put the model there again", "no_models") from error
+    result = await run_trial(file, TRIAL_MEMORY + TRIAL_COPIES * size, TRIAL_SECONDS)
+    if not result.passed:
+        raise ServingError(result.reason, "bad_model")
 
 
 def names_in(directory: Path) -> list[str]:

@@ -1,9 +1,10 @@
-"""A build's first run on this device, in a process of its own: ``python -m agent.serving.trial DIR``.
+"""A first run on this device, in a process of its own: ``python -m agent.serving.trial DIR`` or ``MODEL_FILE``.
 
 Invariant: prints one line of JSON and ends with 0 when a verdict was reached, good or bad; whatever takes the process
 down (a crash of the engine, the memory limit, the deadline) takes only this process down. Serves nothing.
 
-Passed means: loaded and run within the limits of the process, golden outputs within the tolerance. The latency and the
+Passed means: loaded and run within the limits of the process, golden outputs within the tolerance. A file without a
+manifest has no golden outputs: it is loaded, and run on made-up inputs where its shapes allow it. The latency and the
 peak memory (of the whole process) are told, not judged: a busy moment of the device may deserve another trial.
 """
 
@@ -22,8 +23,8 @@ from typing import Final
 
 import msgspec
 
-from agent.errors import AgentError
-from agent.serving.build import Opened, open_build, read_build
+from agent.errors import AgentError, ServingError
+from agent.serving.build import Build, Opened, open_build, read_build, synthetic
 from agent.serving.golden import NOT_COMPARABLE, Comparison, compare, percentile
 
 RUNS: Final = 20
@@ -74,6 +75,24 @@ def try_build(directory: Path, runs: int) -> Verdict:
     )
 
 
+def try_file(file: Path) -> Verdict:
+    """Return whether the model ``file``, of which nothing else is known, can be loaded and run."""
+    try:
+        opened = open_build(Build(model="trial", version="0", build="trial", file=file, max_batch=1))
+        _run_made_up(opened)
+    except (AgentError, MemoryError) as error:
+        return Verdict(passed=False, reason=str(error) or "not enough memory", peak_memory_bytes=peak_memory())
+    return Verdict(passed=True, reason="", load_ms=round(opened.load_ms, 3), peak_memory_bytes=peak_memory())
+
+
+def _run_made_up(opened: Opened) -> None:
+    """Run once on made-up inputs. A model may refuse them; what it may not do is to eat the memory or never end."""
+    sample = synthetic(opened.signature)
+    if sample:
+        with contextlib.suppress(ServingError):
+            opened.runtime.run(sample)
+
+
 def peak_memory() -> int:
     """Return the most memory that this process ever held, bytes.
 
@@ -91,7 +110,7 @@ def limit_memory(more: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` and return its exit code."""
     parser = argparse.ArgumentParser(prog="agent.serving.trial", description="Try a build on this device.")
-    parser.add_argument("directory", type=Path, help="an installed build")
+    parser.add_argument("directory", type=Path, help="an installed build, or a model file")
     parser.add_argument("--memory-bytes", type=int, default=0, help="what the process may take at most")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"golden runs ({RUNS})")
     parser.add_argument("--deadline", type=int, default=0, help="seconds after which the process ends by itself")
@@ -101,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.alarm(arguments.deadline)  # also when whoever started the trial is gone
     if arguments.memory_bytes > 0:
         limit_memory(arguments.memory_bytes)
-    verdict = try_build(arguments.directory, max(arguments.runs, 1))
+    target: Path = arguments.directory
+    verdict = try_file(target) if target.is_file() else try_build(target, max(arguments.runs, 1))
     print(msgspec.json.encode(verdict).decode(), flush=True)
     return 0
 

@@ -70,7 +70,7 @@ class TrialResult(Protocol):
 
 
 class Trial(Protocol):
-    """`agent.supervision.trial.run_trial`. Cancelled, it ends the child at once."""
+    """`agent.trial_child.run_trial`. Cancelled, it ends the child at once."""
 
     def __call__(self, directory: Path, memory_bytes: int, deadline: float, /) -> Awaitable[TrialResult]:
         """Try the build in ``directory`` for at most ``deadline`` seconds."""

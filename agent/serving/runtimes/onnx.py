@@ -57,7 +57,7 @@ class OnnxRuntime:
         except MemoryError as error:
             raise DeviceError(f"model file {file.name}: not enough memory to load it", "no_memory") from error
         except Exception as error:  # the engine's exceptions share no base but this one
-            if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+            if _for_want_of_memory(error):
                 raise DeviceError(f"model file {file.name}: not enough memory to load it", "no_memory") from error
             raise ServingError(f"ONNX Runtime refuses {file.name}: {_first_line(error)}", "bad_model") from error
         self._inputs = tuple(_spec(value, file.name) for value in self._session.get_inputs())
@@ -81,6 +81,8 @@ class OnnxRuntime:
         except MemoryError as error:
             raise DeviceError("not enough memory for this request; send fewer rows", "no_memory") from error
         except Exception as error:  # the engine's exceptions share no base but this one
+            if _for_want_of_memory(error):
+                raise DeviceError("not enough memory for this request; send fewer rows", "no_memory") from error
             raise ServingError(f"the model failed on these inputs: {_first_line(error)}", "run_failed") from error
         return dict(zip(self._names, values, strict=True))
 
@@ -102,6 +104,10 @@ def _spec(value: Any, file: str) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
     names = tuple(size if isinstance(size, str) else "" for size in value.shape)
     return TensorSpec(value.name, datatype, shape, names)
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    return "bad_alloc" in str(error) or "Failed to allocate memory" in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,14 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from onnx import TensorProto, helper
 
 from agent.errors import DeviceError, UsageError
+from agent.serving import repository as serving_repository
 from agent.serving.models import Models
 from agent.serving.repository import Repository, names_in, read_entry
 from agent.serving.server import Server
@@ -56,6 +59,59 @@ async def test_a_bad_model_is_listed_with_its_reason_while_others_serve(tmp_path
         }
         assert "ONNX Runtime refuses" in index["bad"]["reason"]
         assert "max_batch" in index["misspelt"]["reason"]
+
+
+def greedy(file: Path) -> None:
+    """A model of a few hundred bytes that wants 8 GB."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [2_000_000_000])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+        helper.make_node("ReduceSum", ["huge"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    _save(file, nodes, [shape])
+
+
+def endless(file: Path) -> None:
+    """A model that counts to 2^62."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["go"]), helper.make_node("Add", ["held", "held"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held", TensorProto.FLOAT, [None, 4]),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [None, 4]),
+        ],
+    )
+    count = helper.make_tensor("count", TensorProto.INT64, [], [2**62])
+    _save(file, [helper.make_node("Loop", ["count", "", "x"], ["y"], body=body)], [count])
+
+
+def _save(file: Path, nodes: list[Any], constants: list[Any]) -> None:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "hostile", [sides[0]], [sides[1]], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("make", "reason"), [(greedy, "memory"), (endless, "no verdict within 3 s")])
+async def test_a_hostile_file_takes_down_its_own_child_only(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], reason: str
+) -> None:
+    monkeypatch.setattr(serving_repository, "TRIAL_SECONDS", 3.0)
+    make_model(tmp_path / "good/1/model.onnx")
+    make(tmp_path / "hostile/1/model.onnx")
+    repository = Repository(tmp_path, models)
+    await repository.begin()
+    assert models.names() == ["good"]
+    async with client(models, repository) as http:
+        index = {entry["name"]: entry for entry in (await http.post("/v2/repository/index")).json()}
+    assert reason in index["hostile"]["reason"].lower()
 
 
 async def test_load_switches_to_a_new_version_and_keeps_the_old_when_it_is_bad(tmp_path: Path, models: Models) -> None:

@@ -1,7 +1,7 @@
-"""Tries a build in a child process with a memory limit and a deadline.
+"""Tries a build or a model file in a child process with a memory limit and a deadline (`serving/trial.py`).
 
-Invariant: whatever the build does to the child, the caller gets a result with a plain reason, and no child outlives the
-deadline. Does not decide what a failed trial means for an update.
+Invariant: whatever the model does to the child, the caller gets a result with a plain reason, and no child outlives the
+deadline. Does not decide what a failed trial means for an update, or for a directory of models.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_trial(directory: Path, memory_bytes: int, deadline: float) -> TrialResult:
-    """Try the build in ``directory`` with at most ``memory_bytes`` (0: no limit) within ``deadline`` seconds.
+    """Try the build in ``directory``, or the model file of that name, within ``deadline`` seconds.
 
+    It may take ``memory_bytes`` at most, 0 for no limit.
     Raises DeviceError when no child can be started: that says nothing about the build.
     """
     command = [sys.executable, "-m", "agent.serving.trial", str(directory), "--deadline", str(math.ceil(deadline) + 1)]

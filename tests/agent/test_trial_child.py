@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from agent import trial_child as trial
 from agent.errors import DeviceError
-from agent.supervision import trial
-from agent.supervision.trial import run_trial
+from agent.trial_child import run_trial
 from tests.agent.serving.builds import make_build
 
 
