@@ -54,6 +54,28 @@ def find_join_token(connection: Connection, token: str) -> Token | None:
     return Token(row.id, row.tenant, row.secret_sha256, row.uses_left, row.expires, tuple(row.tags))
 
 
+def join_tokens_of(connection: Connection, tenant: str, now: float, limit: int) -> list[Row[tuple[Any, ...]]]:
+    """Return a tenant's join tokens that still hold, the newest first, without what hides their secrets."""
+    columns = [column for column in join_tokens.c if column.name not in ("secret_sha256", "tenant")]
+    statement = (
+        select(*columns)
+        .where(join_tokens.c.tenant == tenant, join_tokens.c.expires > now, join_tokens.c.uses_left > 0)
+        .order_by(join_tokens.c.created.desc(), join_tokens.c.id)
+        .limit(limit)
+    )
+    return list(connection.execute(statement))
+
+
+def withdraw_join_token(connection: Connection, tenant: str, token: str) -> bool:
+    """Let nobody else join with a token; return whether that was news. Raises NotFoundError."""
+    mine = (join_tokens.c.id == token, join_tokens.c.tenant == tenant)
+    row = connection.execute(select(join_tokens.c.uses_left).where(*mine)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no join token {token!r}", "no_token")
+    connection.execute(update(join_tokens).where(*mine).values(uses_left=0))
+    return bool(row.uses_left)
+
+
 def find_known(connection: Connection, token: str, public_key: str) -> Known | None:
     """Return the device that joined with this token and key."""
     statement = select(devices.c.id, devices.c.revoked).where(

@@ -53,7 +53,9 @@ def make_things(application: Any, tenant: str) -> Things:
     rollout = _done(admin.post("/api/v1/rollouts", json={"release": release["id"]}))
     command = _done(admin.post(f"/api/v1/devices/{device}/commands", json={"kind": "logs"}))
     token = _done(admin.post("/api/v1/tokens", json={"name": f"made-in-{tenant}", "role": "viewer"}))
+    joining = _done(admin.post("/api/v1/join-tokens", json={}))
     ids = {
+        "join_token": joining["id"],
         "device": device,
         "sha256": sha256,
         "name": model,
