@@ -46,6 +46,31 @@ def join(
 
 
 @tokens.command()
+def joins(limit: Limit = 100, as_json: AsJson = False) -> None:
+    """List join tokens with which a device may still join, without their secrets."""
+    answer = Api(read_login()).get("/api/v1/join-tokens", limit=limit)
+    show_table(
+        answer["join_tokens"],
+        [
+            ("token", "id"),
+            ("uses left", "uses_left"),
+            ("made", lambda row: when(row["created"])),
+            ("expires", lambda row: when(row["expires"])),
+            ("tags", lambda row: " ".join(row["tags"])),
+        ],
+        as_json,
+        "no join token",
+    )
+
+
+@tokens.command()
+def withdraw(token: str, as_json: AsJson = False) -> None:
+    """Let no further device join with a join token; ``muster tokens joins`` tells their ids."""
+    Api(read_login()).delete(at("/api/v1/join-tokens/{}", token))
+    show_done({"id": token, "withdrawn": True}, as_json, f"nobody else joins with {token}")
+
+
+@tokens.command()
 def create(
     name: str,
     role: Annotated[str, typer.Option(help="admin, operator or viewer")] = "viewer",

@@ -232,6 +232,17 @@ def test_a_token_in_a_file_is_its_owners_alone_even_where_a_file_was(
     assert "make another" in done.err
 
 
+def test_join_tokens_are_listed_and_withdrawn(muster: Callable[..., Done], api: FakeApi) -> None:
+    row = {"id": "abc", "uses_left": 4, "created": 1.0, "expires": 2.0, "tags": ["site=riga", "rack=2"]}
+    api.answers["GET /api/v1/join-tokens"] = {"join_tokens": [row]}
+    shown = muster("tokens", "joins")
+    assert shown.code == 0
+    assert "site=riga rack=2" in shown.out
+    api.answers["DELETE /api/v1/join-tokens/abc"] = {}
+    done = muster("tokens", "withdraw", "abc")
+    assert (done.code, "nobody else joins with abc" in done.err) == (0, True)
+
+
 def test_a_build_that_takes_too_long_is_no_failure_of_the_build(api: FakeApi) -> None:
     api.answers["GET /api/v1/build-jobs/j"] = {"state": "running", "progress": "measuring", "error": ""}
     told: list[str] = []

@@ -201,3 +201,37 @@ def test_the_registry_sees_other_processes_within_a_second(api: Any) -> None:
         store.revoke(c, "default", device, NOW)
     clock[0] += 1.0
     assert not registry.knows(device)
+
+
+def test_a_join_token_is_withdrawn_and_who_joined_with_it_stays(api: Any, make_key: Any) -> None:
+    key = make_key()
+    joined, other = api.join_token(uses=3, tags=["site=riga"]), api.join_token()
+    token = joined.split(".")[2]
+    device = api.enrol(joined, key).json()["device"]
+    listed = api.admin.get("/api/v1/join-tokens").json()["join_tokens"]
+    assert {row["id"]: (row["uses_left"], row["tags"]) for row in listed} == {
+        token: (2, ["site=riga"]),
+        other.split(".")[2]: (1, []),
+    }
+    assert joined.split(".")[3] not in str(listed)
+    assert "secret" not in str(listed)
+    for _ in range(2):
+        assert api.admin.delete(f"/api/v1/join-tokens/{token}").status_code == 204
+    assert api.enrol(joined).json()["code"] == "token_used"
+    assert api.enrol(joined, key).json()["device"] == device  # its answer may have been lost
+    assert [row["id"] for row in api.admin.get("/api/v1/join-tokens").json()["join_tokens"]] == [other.split(".")[2]]
+    assert api.admin.delete("/api/v1/join-tokens/nonsense").status_code == 404
+    assert api.client("viewer").delete(f"/api/v1/join-tokens/{token}").status_code == 403
+    assert api.client("viewer").get("/api/v1/join-tokens").status_code == 403
+    with api.db.read() as c:
+        told = c.execute(text("SELECT thing FROM audit WHERE action = 'devices.withdraw_join_token'")).scalars().all()
+    assert told == [f"join-token:{token}"]  # once
+
+
+def test_join_tokens_of_another_tenant_are_not_there(api: Any) -> None:
+    joined = api.join_token()
+    with api.db.begin() as c:
+        c.execute(text("INSERT INTO tenants (name, created) VALUES ('other', 0)"))
+        c.execute(text("UPDATE join_tokens SET tenant = 'other'"))
+    assert api.admin.get("/api/v1/join-tokens").json()["join_tokens"] == []
+    assert api.admin.delete(f"/api/v1/join-tokens/{joined.split('.')[2]}").status_code == 404
