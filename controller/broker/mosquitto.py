@@ -14,6 +14,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -199,8 +200,15 @@ class Mosquitto:
                 log.warning("mosquitto did not start", error=str(error))
 
     async def _accepts(self) -> bool:
+        """Whether it speaks TLS: its port opens before the certificates are read, and closes again if they are bad."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said over it
         try:
-            _, writer = await asyncio.open_connection(self._listener.host, self.port)
+            _, writer = await asyncio.open_connection(self._listener.host, self.port, ssl=context)
+        except ssl.SSLEOFError:
+            return False
+        except ssl.SSLError:
+            return True  # an alert: it wants a certificate of ours
         except OSError:
             return False
         writer.close()
