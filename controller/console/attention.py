@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 DAY: Final = 86_400.0
 CERTIFICATE_SECONDS: Final = 7 * DAY
+AUTHORITY_SECONDS: Final = 180 * DAY
+OWN_SECONDS: Final = 30 * DAY
 LOW_DISK_BYTES: Final = 256 * 1024**2
 LOW_MEMORY_BYTES: Final = 48 * 1024**2
 MAX_ERROR_SHARE: Final = 0.05
@@ -94,12 +96,15 @@ class Standing:
     devices: Sequence[DeviceSeen]
     signatures: Sequence[tuple[str, float]] = ()
     suspects: Sequence[Suspect] = ()
+    authority_ends: float | None = None
+    own_certificates_end: float | None = None
 
 
 def attention(standing: Standing, now: float) -> list[Item]:
     """Return what needs a person, the worst first, then the newest."""
     found = [*_devices(standing, now), *_rollouts(standing.rollouts, now), *_jobs(standing.failed_jobs)]
     found += _signatures(standing.signatures, now)
+    found += _authority(standing, now)
     return sorted(found, key=lambda item: (item.severity != "bad", -(item.since or 0.0)))
 
 
@@ -151,6 +156,21 @@ def _devices(standing: Standing, now: float) -> list[Item]:
 def _fails(device: DeviceSeen) -> bool:
     asked, failed = device.requests_per_s, device.errors_per_s
     return bool(asked) and bool(failed) and (failed or 0.0) / (asked or 1.0) > MAX_ERROR_SHARE
+
+
+def _authority(standing: Standing, now: float) -> list[Item]:
+    found = []
+    if standing.authority_ends is not None and (left := standing.authority_ends - now) < AUTHORITY_SECONDS:
+        text = f"the fleet's certificate authority {_in_days(left)}: replace it, `muster authority announce`"
+        found.append(Item("bad" if left < OWN_SECONDS else "warn", "authority", text, "/settings"))
+    if standing.own_certificates_end is not None and (left := standing.own_certificates_end - now) < OWN_SECONDS:
+        text = f"a certificate of the controller's own {_in_days(left)}: restart the controller, which makes it anew"
+        found.append(Item("bad", "own-certificate", text, "/settings"))
+    return found
+
+
+def _in_days(seconds: float) -> str:
+    return "has ended" if seconds <= 0 else f"ends in {int(seconds / DAY)} days"
 
 
 def _signatures(signatures: Sequence[tuple[str, float]], now: float) -> list[Item]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final, cast
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -19,6 +19,7 @@ from controller.database.connection import Database
 from controller.database.http import database
 from controller.devices import list_store
 from controller.devices.copies import Copies
+from controller.devices.fleet import Fleet
 from controller.devices.revoking import Revoking
 from controller.errors import InvalidError
 from controller.rollouts import store as rollouts_store
@@ -52,6 +53,8 @@ def overview(request: Request, principal: Reader, db: Db) -> dict[str, Any]:
         rollouts = rollouts_store.rollouts_of(connection, tenant, MAX_ROLLOUTS)
         executions = rollouts_store.execution_counts(connection, [row.id for row in rollouts])
         standing = _standing(connection, tenant, counts, rollouts, vitals, _suspects(request, ids, now), now)
+        authority_ends, own_end = cast("Fleet", request.app.state.fleet).authority.ends()
+        standing = replace(standing, authority_ends=authority_ends, own_certificates_end=own_end)
         items = judged.attention(standing, now)
         runs = _runs(connection, tenant)
     return {

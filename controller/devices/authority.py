@@ -119,6 +119,16 @@ class Authority:
         """Return the issuer of the certificates for ``use``: what stands between them and the root."""
         return _pem(self._issuers[use].certificate)
 
+    def ends(self) -> tuple[float, float]:
+        """Return when the first of the CA's certificates ends, and when the first of the controller's own."""
+        issuers = [self._root, *self._issuers.values()]
+        own = [file for use in self._issuers for file in self.directory.glob(f"*-{use}.pem")]
+        held = [x509.load_pem_x509_certificates(file.read_bytes())[0] for file in own]
+        return (
+            min(issuer.certificate.not_valid_after_utc.timestamp() for issuer in issuers),
+            min((one.not_valid_after_utc.timestamp() for one in held), default=float("inf")),
+        )
+
     @property
     def roots_pem(self) -> str:
         """The certificates from which the fleet's servers may descend, as devices are told at a renewal."""

@@ -35,6 +35,9 @@ def test_a_fleet_that_is_well_needs_nobody() -> None:
         ({"serving_down": 2}, "down", "serving is down on 2 devices"),
         ({"suspects": (Suspect("d-1", "copied", "two machines use it", NOW),)}, "copied", "d-1: two machines use it"),
         ({"suspects": (Suspect("d-1", "flood", "it sends too much"),)}, "flood", "d-1: it sends too much"),
+        ({"authority_ends": NOW + 100 * DAY}, "authority", "ends in 100 days: replace it"),
+        ({"authority_ends": NOW - 1}, "authority", "has ended"),
+        ({"own_certificates_end": NOW + 29 * DAY}, "own-certificate", "restart the controller"),
         ({"inconsistent": 1}, "inconsistent", "neither finish an update nor go back"),
         ({"noticing": 2}, "notice", "2 devices cannot take new builds"),
         ({"signatures": (("targets", NOW + DAY),)}, "signature", "targets expires soon"),
@@ -83,6 +86,14 @@ def test_the_worst_comes_first_then_the_newest() -> None:
     found = attention(dataclasses.replace(QUIET, late=1, rollouts=rollouts), NOW)
     assert [item.severity for item in found] == ["bad", "bad", "warn"]
     assert [item.href for item in found[:2]] == ["/rollouts/new", "/rollouts/old"]
+
+
+def test_a_certificate_authority_that_holds_for_long_needs_nobody() -> None:
+    assert attention(dataclasses.replace(QUIET, authority_ends=NOW + 181 * DAY), NOW) == []
+    assert attention(dataclasses.replace(QUIET, own_certificates_end=NOW + 31 * DAY), NOW) == []
+    (soon,) = attention(dataclasses.replace(QUIET, authority_ends=NOW + 100 * DAY), NOW)
+    (now,) = attention(dataclasses.replace(QUIET, authority_ends=NOW + 29 * DAY), NOW)
+    assert (soon.severity, now.severity) == ("warn", "bad")
 
 
 def test_many_suspects_do_not_fill_the_list() -> None:

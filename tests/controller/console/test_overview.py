@@ -75,6 +75,7 @@ def test_a_copied_identity_needs_a_person_of_its_own_tenant(served: Served) -> N
     (item,) = overview(served)["attention"]
     assert (item["kind"], item["href"]) == ("copied", f"/devices/{device_id(1)}")
     revoking = served.control._revoking
+    assert served.control._broker._on_flood == revoking.silence
     revoking.silence(device_id(2))
     revoking.silence(device_id(3))
     assert {item["kind"] for item in overview(served)["attention"]} == {"copied", "flood"}

@@ -163,3 +163,12 @@ def test_nothing_outlives_its_issuer(authority: Authority) -> None:
     key = ed25519.Ed25519PrivateKey.generate().public_key()
     issued = authority.issue_device(authority.new_device_name(), "default", key, late)
     assert datetime.fromtimestamp(issued.expires, UTC) == issuer.not_valid_after_utc
+
+
+def test_it_says_when_the_first_of_its_certificates_ends(authority: Authority) -> None:
+    assert authority.ends() == (NOW + 5 * 365 * DAY, float("inf"))
+    authority.controller_files(NOW + 10 * DAY)
+    authority.server_files("api", [], NOW)
+    assert authority.ends() == (NOW + 5 * 365 * DAY, NOW + OWN_DAYS * DAY)
+    authority.operator_files(NOW - 2 * DAY)
+    assert authority.ends()[1] == NOW + (OWN_DAYS - 2) * DAY
