@@ -110,6 +110,8 @@ def take_roles(
         if new.signed.version != last + 1:
             raise _not_next(role, new.signed.version, last)
         _check_shape(role, profile or role, new.signed, above.signed)
+        if old is not None and old.signed.delegations is not None and new.signed.delegations is None:
+            raise ConflictError(f"{role} is in hash bins: its builds would be taken away with them", "would_remove")
         before |= {} if old is None else old.signed.targets
         after |= new.signed.targets
         if profile is None:

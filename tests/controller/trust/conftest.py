@@ -4,7 +4,7 @@ client: the judge that knows nothing of our code."""
 from __future__ import annotations
 
 import asyncio
-import base64
+import dataclasses
 import datetime
 import hashlib
 import ipaddress
@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI
-from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
@@ -106,17 +105,20 @@ class Served:
     def builder_keyid(self) -> str:
         return metadata.public(decode_public_key(self.builder.public)).keyid
 
-    def start_role_over(self, key: BuilderKey, number: int, role: str = "generic") -> None:
-        """Hand in a next version of a role with one build and nothing of what was there."""
-        fresh, one, now = metadata.new_role(role, time.time()), entry(number, role), time.time()
-        fresh.version = self.versions()[role] + 1
-        fresh.targets[one.path] = metadata.target(one.path, one.envelope, one.custom)
-        with self.database.begin() as connection:
-            builds_store.add_artifact(connection, TENANT, sha256(one.envelope), len(one.envelope), now)
-        document = base64.b64encode(metadata.sign(fresh, [CryptoSigner(key.private)])).decode()
-        with self.client("builder") as client:
-            answer = client.post("/api/v1/trust/roles", json={"roles": {role: document}})
-        assert answer.status_code == 200, answer.text
+    def renew(self, profile: str, now: float, key: BuilderKey | None = None, *predecessors: BuilderKey) -> bool:
+        """Have a builder sign again what is due."""
+
+        async def work() -> bool:
+            async with BuilderApi(self.url, self.ca_file, self.tokens["builder"]) as api:
+                before = [decode_public_key(one.public) for one in predecessors]
+                return await Vouching(api, key or self.builder, before).renew(TENANT, profile, now)
+
+        return asyncio.run(work())
+
+    def let_build(self, *keys: BuilderKey) -> None:
+        """Have the trial keys sign that these vouch for builds from now on, and nobody else."""
+        public = tuple(decode_public_key(key.public) for key in keys)
+        assert dataclasses.replace(self.keeper, builders=public).keep(TENANT, time.time())
 
     def login(self, file: Path, role: str = "admin") -> None:
         write_login(

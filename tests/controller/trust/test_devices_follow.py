@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,6 +15,10 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
+from controller.builds import publish
+from controller.builds.api import BuilderApi
+from controller.builds.sign import builder_key
+from controller.errors import DeniedError
 from controller.trust import layout, metadata, repository, store
 from tests.controller.trust.conftest import TENANT, Device, Served, entry
 
@@ -223,3 +228,54 @@ def test_what_is_no_root_is_refused_in_words(served: Served, root: bytes) -> Non
     assert answer.status_code == 400, answer.text
     assert answer.json()["code"] in ("bad_metadata", "bad_request")
     assert served.versions() == before
+
+
+def test_a_role_in_bins_is_signed_again_in_requests_that_the_api_takes(
+    served: Served, new_device: NewDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, parts = time.time(), []
+    monkeypatch.setattr(layout, "MAX_FLAT", 100)
+    served.publish(*range(101), now=now - 20 * layout.DAY)
+    real = BuilderApi.hand_in
+
+    async def hand_in(api: BuilderApi, roles: dict[str, bytes]) -> None:
+        parts.append(sum(map(len, roles.values())))
+        await real(api, roles)
+
+    monkeypatch.setattr(BuilderApi, "hand_in", hand_in)
+    monkeypatch.setattr(publish, "MAX_PART", 8_000)
+    assert served.renew("generic", now)
+    assert len(parts) > 3
+    assert max(parts) < 10_000
+    new_device().must_find(entry(5).path)
+    assert not served.renew("generic", now)
+
+
+def test_a_successor_takes_over_a_role_in_bins_and_another_starts_it_over(
+    served: Served, new_device: NewDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(layout, "MAX_FLAT", 3)
+    device = new_device()
+    served.publish(*range(5))
+    old, successor, other = served.builder, builder_key(tmp_path / "successor"), builder_key(tmp_path / "other")
+    served.let_build(successor)
+    with pytest.raises(UnsignedMetadataError):
+        device.find(entry(1).path)
+    assert served.renew("generic", time.time(), successor, old)
+    for number in range(5):
+        device.must_find(entry(number).path)
+    served.publish(7, key=successor)
+    device.must_find(entry(7).path)
+    with pytest.raises(DeniedError, match="not signed by this builder"):
+        served.publish(8, key=other)
+    served.let_build(successor, other)
+    with pytest.raises(DeniedError, match="not signed by this builder"):
+        served.publish(8, key=other)
+    device.must_find(entry(1).path)
+    served.let_build(other)
+    served.publish(8, key=other)
+    device.must_find(entry(8).path)
+    assert device.find(entry(1).path) is None
+    served.publish(*range(10, 15), key=other)
+    for number in (8, *range(10, 15)):
+        device.must_find(entry(number).path)

@@ -407,7 +407,7 @@ def test_a_stolen_builders_key_vouches_for_nothing_any_more(
         device.find(PATH)
     with pytest.raises(ControllerError, match="0 of the keys"):
         served.publish(2)
-    served.start_role_over(fresh, 3)
+    served.publish(3, key=fresh)
     device.must_find(entry(3).path)
     assert device.find(PATH) is None, "what the stolen key signed is gone"
     served.publish(4, key=fresh)
