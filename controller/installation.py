@@ -13,7 +13,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -70,8 +70,8 @@ class Installation:
     keeper: Keeper
     assignment_key: PrivateKey
     builder_keys: dict[str, PublicKey]
-    session_key: bytes
-    admin_token: str | None
+    session_key: bytes = field(repr=False)
+    admin_token: str | None = field(repr=False)
 
     @property
     def database_path(self) -> Path:

@@ -57,6 +57,9 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str
     token: str
 
+    def __repr__(self) -> str:  # a secret must not end up in a log
+        return f"Login(api_url={self.api_url!r})"
+
 
 def login_file() -> Path:
     """Return where the login of this user lies: MUSTER_LOGIN, or in the user's data directory."""

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from controller.commands.client import Login
 from controller.database.connection import Database
 from controller.errors import ConflictError, InvalidError, UnavailableError
 from controller.installation import Installation, only_one, prepare, settle_ports, trust_bundle
@@ -41,6 +42,15 @@ def test_a_second_start_finds_what_the_first_made(tmp_path: Path) -> None:
     assert (first.ports, first.session_key) == (second.ports, second.session_key)
     assert trust_bundle(first, newest(first, "root")) == trust_bundle(second, newest(second, "root"))
     assert first.builder_token_file.read_text() == second.builder_token_file.read_text()
+
+
+def test_secrets_are_not_shown_by_accident(tmp_path: Path) -> None:
+    made = installed(tmp_path / "data")
+    assert made.admin_token is not None
+    login = Login(api_url="https://x", gateway_url="", console_url="", ca_file="", token=made.admin_token)
+    for shown in (repr(made), str(login), f"{login!r}"):
+        assert made.admin_token.split(".")[2] not in shown
+        assert repr(made.session_key) not in shown
 
 
 def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
