@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from wire import envelope, tunnel
 from wire.assignment import Assignment, Item, Policy, parse_assignment
 from wire.codec import Message, decode, encode
-from wire.enrolment import EnrolAnswer, EnrolRequest, TrustBundle, fingerprint
+from wire.enrolment import EnrolAnswer, EnrolRequest, RenewAnswer, TrustBundle, fingerprint
 from wire.manifest import Figures, File, Limits, Manifest, Target, Tensor, build_id, parse_manifest
 from wire.messages import (
     Ack,
@@ -170,6 +170,7 @@ EXAMPLES: dict[str, Message] = {
         api_url="https://127.0.0.1:7070",
         gateway_url="wss://127.0.0.1:7071/tunnel",
     ),
+    "renew_answer": RenewAnswer(certificate_pem="PEM", chain_pem="PEM", roots_pem="PEM"),
 }
 FRAMES = {
     "tunnel_request": tunnel.Frame(
