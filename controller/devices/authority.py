@@ -86,6 +86,7 @@ class Authority:
         if not below:
             self._issuers[OPERATING] = self._load(OPERATING) or self._make_root(now, OPERATING)
         self.root_pem = _pem(self._root.certificate)
+        self._held: tuple[tuple[int, int, int], Held] | None = None
         others = [directory / name for name in (NEXT, PREVIOUS)]
         self._others = [Authority(other, now, below=True) for other in others if other.is_dir()]
         believed = [(one.root_pem, one.chain_pem(DEVICES), one.chain_pem(CONTROLLER)) for one in self._all]
@@ -166,17 +167,24 @@ class Authority:
         return self._own(OPERATING, "operator", OPERATOR_NAME, names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
 
     def held_list(self) -> Held | None:
-        """Return what is in ``list_file``; None when it is missing or broken."""
+        """Return what is in ``list_file``; None when it is missing or broken. It is read again when it has changed."""
         try:
-            lists = [x509.load_pem_x509_crl(pem) for pem in _split_lists(self.list_file.read_bytes())]
-            return Held(
-                serials=frozenset(f"{entry.serial_number:x}" for one in lists for entry in one),
-                issuers=frozenset(one.issuer.rfc4514_string() for one in lists),
-                begins=min(one.last_update_utc.timestamp() for one in lists),
-                ends=min(one.next_update_utc.timestamp() for one in lists if one.next_update_utc is not None),
-            )
+            stat = self.list_file.stat()
+            which = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if self._held is None or self._held[0] != which:
+                self._held = (which, self._read_list())
         except (OSError, ValueError):
-            return None
+            self._held = None
+        return self._held[1] if self._held else None
+
+    def _read_list(self) -> Held:
+        lists = [x509.load_pem_x509_crl(pem) for pem in _split_lists(self.list_file.read_bytes())]
+        return Held(
+            serials=frozenset(f"{entry.serial_number:x}" for one in lists for entry in one),
+            issuers=frozenset(one.issuer.rfc4514_string() for one in lists),
+            begins=min(one.last_update_utc.timestamp() for one in lists),
+            ends=min(one.next_update_utc.timestamp() for one in lists if one.next_update_utc is not None),
+        )
 
     @property
     def list_issuers(self) -> frozenset[str]:

@@ -23,7 +23,7 @@ from controller.devices.revocation import Write, cuts_due, judge, silence
 from controller.errors import ControllerError
 
 LOOK_SECONDS: Final = 1.0
-PAUSE_SECONDS: Final = 0.1  # between two looks, however often something is committed
+PAUSE_SECONDS: Final = 0.2  # between two looks, however often something is committed
 AT_ONCE: Final = 8  # cuts under way
 MAX_SILENCED: Final = 1_000
 STILL_OF_INTEREST: Final = 86_400.0  # seconds that a certificate stays on the list after its end: clocks differ

@@ -172,3 +172,19 @@ def test_it_says_when_the_first_of_its_certificates_ends(authority: Authority) -
     assert authority.ends() == (NOW + 5 * 365 * DAY, NOW + OWN_DAYS * DAY)
     authority.operator_files(NOW - 2 * DAY)
     assert authority.ends()[1] == NOW + (OWN_DAYS - 2) * DAY
+
+
+def test_a_list_is_read_again_only_when_it_has_changed(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert authority.held_list() is None
+    authority.write_list(["a1", "b2"], NOW, NOW + DAY)
+    first = authority.held_list()
+    assert first is not None
+    assert (first.serials, first.begins, first.ends) == ({"a1", "b2"}, NOW, NOW + DAY)
+    monkeypatch.setattr(x509, "load_pem_x509_crl", lambda pem: pytest.fail("read again"))
+    assert authority.held_list() is first
+    monkeypatch.undo()
+    other = Authority(authority.directory, NOW)  # as another process of the controller writes it
+    other.write_list(["a1", "b3"], NOW + 1, NOW + DAY)
+    assert authority.held_list() == other.held_list()
+    authority.list_file.write_text("broken")
+    assert authority.held_list() is None
