@@ -109,6 +109,8 @@ class Agent:
         self._settings = settings
         self._data = settings.data_directory
         self._identity = identity
+        with contextlib.suppress(DeviceError):  # a disk that cannot be written is no reason not to serve
+            identity.keep_roots()  # before anybody asks for the name of that file
         self._credentials = Credentials(identity)
         self._certificates = Certificates(identity.directory, identity.device, identity.key)
         self._trust = Pinned(identity.bundle)
@@ -130,7 +132,6 @@ class Agent:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(DeviceError):  # a disk that cannot be written is no reason not to serve
                 durable.remove(data / STATUS_NAME, "agent.status")  # what an earlier life told
-                identity.keep_roots()
             self._outbox = Outbox(data / "outbox.db")
             stack.callback(self._outbox.close)
             self._commands = Commands(

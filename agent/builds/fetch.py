@@ -58,7 +58,8 @@ class Fetcher:
         self._forget = forget
         self._patience = patience
         self._rng = rng or random.Random()
-        self._origin = parse_origin(api_url, ca_file)
+        parse_origin(api_url, ca_file)  # raises now what would fail at each fetch
+        self._api_url, self._ca_file = api_url, ca_file
         self._mirrors = [parse_origin(mirror.url, mirror.ca_file) for mirror in mirrors]
         self._busy: dict[str, asyncio.Lock] = {}
 
@@ -92,5 +93,6 @@ class Fetcher:
                 self._busy.pop(sha256, None)
 
     def _sources(self, sha256: str) -> list[Source]:
-        controller = Source(self._origin, ARTIFACTS + sha256, self._authorise, self._forget)
+        origin = parse_origin(self._api_url, self._ca_file)  # the fleet CA may have been replaced meanwhile (wire 8.6)
+        controller = Source(origin, ARTIFACTS + sha256, self._authorise, self._forget)
         return [*(Source(origin, f"/{sha256}") for origin in self._mirrors), controller]
