@@ -17,9 +17,10 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from controller.database import schema
-from controller.errors import ControllerError, UnavailableError
+from controller.errors import ControllerError, InvalidError, UnavailableError
 
 BUSY_SECONDS: Final = 5.0
 _BEGIN: Final = "muster_begin"  # execution option: the word after BEGIN
@@ -106,6 +107,10 @@ class Database:
                     transaction.rollback()
         except OperationalError as error:
             raise _explained(self.path, error) from error
+        except NoConnectionError as error:
+            raise UnavailableError(f"database {self.path} is busy: try again", "database_busy") from error
+        except OverflowError as error:
+            raise InvalidError("a number in this request is larger than any that is stored", "too_large") from error
         except DatabaseError as error:
             if "not a database" in str(error.orig) or "malformed" in str(error.orig):
                 raise UnavailableError(
@@ -122,7 +127,13 @@ class Database:
 
 
 def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=32)
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_SECONDS},
+        pool_size=8,
+        max_overflow=32,
+        pool_timeout=BUSY_SECONDS,
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(driver_connection: Any, _record: Any) -> None:

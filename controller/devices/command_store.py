@@ -102,9 +102,12 @@ def record_reply(connection: Connection, device: str, reply: Reply, received: fl
     )
 
 
-def prune(connection: Connection, device: str) -> None:
-    """Keep the newest ``KEPT`` commands of a device."""
-    rank = func.row_number().over(order_by=(commands.c.created.desc(), commands.c.id))
-    ranked = select(commands.c.id, rank.label("rank")).where(commands.c.device == device).subquery()
-    old = select(ranked.c.id).where(ranked.c.rank > KEPT)
-    connection.execute(delete(commands).where(commands.c.id.in_(old)))
+def prune(connection: Connection, ids: Sequence[str]) -> None:
+    """Keep the newest ``KEPT`` commands of each of these devices."""
+    order = (commands.c.created.desc(), commands.c.id)
+    rank = func.row_number().over(partition_by=commands.c.device, order_by=order)
+    for start in range(0, len(ids), 500):
+        here = commands.c.device.in_(ids[start : start + 500])
+        ranked = select(commands.c.id, rank.label("rank")).where(here).subquery()
+        old = select(ranked.c.id).where(ranked.c.rank > KEPT)
+        connection.execute(delete(commands).where(commands.c.id.in_(old)))

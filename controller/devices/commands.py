@@ -70,8 +70,7 @@ class CommandSender:
             )
         if rows:
             command_store.add(connection, rows)
-        for device in devices:
-            command_store.prune(connection, device)
+        command_store.prune(connection, devices)
         return [str(row["id"]) for row in rows]
 
     async def run(self) -> None:

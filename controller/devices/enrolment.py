@@ -41,7 +41,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The device that asked before, whose answer may have been lost: same name, new certificate, no use spent."""
+    """The device that asked before, whose answer may have been lost: the same name, no use spent."""
 
     device: str
     tenant: str

@@ -103,20 +103,26 @@ def enrol(database: Database, fleet: Fleet, request: EnrolRequest, now: float) -
             )
         else:
             device = decision.device
-        certificate = fleet.authority.issue_device(device, decision.tenant, key, now)
-        store.add_certificate(connection, device, certificate)
-        record(
-            connection,
-            tenant=decision.tenant,
-            actor=f"device:{device}",
-            action="devices.enrol" if isinstance(decision, Admit) else "devices.enrol_again",
-            thing=f"device:{device}",
-            at=now,
-            body={"join_token": token_id, "serial": certificate.serial},
-        )
+        again = renewal.decide(_newest(connection, fleet, device), revoked=False, now=now)
+        if isinstance(again, renewal.Again):  # a lost answer is given again; an eager device makes no heap
+            pem = again.pem
+        else:
+            certificate = fleet.authority.issue_device(device, decision.tenant, key, now)
+            pem = certificate.pem
+            store.forget_certificates(connection, device, now - renewal.GRACE)
+            store.add_certificate(connection, device, certificate)
+            record(
+                connection,
+                tenant=decision.tenant,
+                actor=f"device:{device}",
+                action="devices.enrol" if isinstance(decision, Admit) else "devices.enrol_again",
+                thing=f"device:{device}",
+                at=now,
+                body={"join_token": token_id, "serial": certificate.serial},
+            )
     return EnrolAnswer(
         device=device,
-        certificate_pem=certificate.pem,
+        certificate_pem=pem,
         chain_pem=fleet.authority.chain_pem(DEVICES),
         mqtt_host=fleet.mqtt_host,
         mqtt_port=fleet.mqtt_port,
@@ -130,9 +136,7 @@ def renew(database: Database, fleet: Fleet, device: str, now: float) -> RenewAns
     authority = fleet.authority
     with database.begin() as connection:
         found = store.active_key(connection, device)
-        held = store.newest_certificate(connection, device)
-        newest = held and Newest(*held, of_this_issuer=authority.issued_by_us(held[0]))
-        decision = renewal.decide(newest, found is None, now)
+        decision = renewal.decide(_newest(connection, fleet, device), found is None, now)
         if isinstance(decision, renewal.Refuse):
             raise DeniedError(decision.reason, decision.code)
         if isinstance(decision, renewal.Again):
@@ -154,6 +158,11 @@ def renew(database: Database, fleet: Fleet, device: str, now: float) -> RenewAns
                 body={"serial": certificate.serial},
             )
     return RenewAnswer(certificate_pem=pem, chain_pem=authority.chain_pem(DEVICES), roots_pem=authority.roots_pem)
+
+
+def _newest(connection: Connection, fleet: Fleet, device: str) -> Newest | None:
+    held = store.newest_certificate(connection, device)
+    return None if held is None else Newest(*held, of_this_issuer=fleet.authority.issued_by_us(held[0]))
 
 
 def _name(wanted: str, device: str) -> str:

@@ -55,6 +55,7 @@ ROLES: Final[dict[str, frozenset[str]]] = {
 }
 TOKEN_ROLES: Final = (ADMIN, OPERATOR, VIEWER, BUILDER, GATEWAY)  # a device has no token: it signs with its key
 CREDENTIALS: Final = frozenset({"sessions.write", "tokens.write"})  # else a stolen access token would live for ever
+AT_THE_GATEWAY: Final = frozenset({"models.infer"})  # it does not know the key of access tokens
 ACTIONS: Final = frozenset[str]().union(*ROLES.values())
 
 
@@ -95,4 +96,6 @@ def allowed(principal: Principal, action: str, tenant: str) -> Allowed | Denied:
         return Denied(f"the role {principal.role!r} may not do {action!r}; these may: {', '.join(able) or 'none'}")
     if principal.by_access_token and action in CREDENTIALS:
         return Denied("an access token makes no other credential: send the API token that it stands for")
+    if principal.by_access_token and action in AT_THE_GATEWAY:
+        return Denied("the gateway takes API tokens and sessions, and no access tokens: send the API token")
     return Allowed()

@@ -42,6 +42,8 @@ def test_an_access_token_does_what_its_api_token_does_but_makes_no_credential(ap
         answer = stranger.post(path, json=body, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (403, "denied"), path
     assert stranger.delete(f"/api/v1/tokens/{me['id']}", headers=headers).status_code == 403
+    asked = stranger.post("/api/v1/models/digits/infer", json={}, headers=headers)
+    assert (asked.status_code, role == "viewer" or "gateway" in asked.json()["error"]) == (403, True)
     token = headers["Authorization"].partition(" ")[2]
     assert stranger.post("/api/v1/sessions", json={"token": token}, headers=PAGE).status_code == 400
 

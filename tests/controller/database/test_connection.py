@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 import threading
@@ -17,7 +18,7 @@ from controller.database import connection as connection_module
 from controller.database import schema
 from controller.database.connection import Database
 from controller.database.tables import join_tokens, metadata, tenants
-from controller.errors import ConflictError, UnavailableError
+from controller.errors import ConflictError, InvalidError, UnavailableError
 
 
 @pytest.fixture
@@ -196,3 +197,24 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError):
         Database(tmp_path / "file" / "state.db")
+
+
+def test_more_readers_at_once_than_there_are_connections_are_told_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.database.connection.BUSY_SECONDS", 0.05)
+    database = Database(tmp_path / "state.db")
+    with contextlib.ExitStack() as held:
+        for _ in range(40):
+            held.enter_context(database.read())
+        with pytest.raises(UnavailableError) as told:
+            held.enter_context(database.read())
+        assert told.value.code == "database_busy"
+    with database.read():
+        pass
+
+
+def test_a_number_that_no_column_holds_is_the_askers_mistake(tmp_path: Path) -> None:
+    database = Database(tmp_path / "state.db")
+    with pytest.raises(InvalidError), database.read() as connection:
+        connection.exec_driver_sql("SELECT ?", (2**64,))

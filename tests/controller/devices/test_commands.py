@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from controller.audit.store import page as audit_page
 from controller.devices import command_routes, command_store, store
@@ -164,6 +165,22 @@ def test_another_tenant_commands_and_sees_nothing(api: Any, sending: Sending) ->
     assert other.post("/api/v1/devices/commands", json={"kind": "logs", "devices": [device]}).json()["devices"] == 0
     assert other.get(f"/api/v1/devices/{device}/commands").status_code == 404
     assert other.get(f"/api/v1/commands/{command}").status_code == 404
+
+
+def test_commanding_a_whole_fleet_is_few_statements(api: Any, sending: Sending) -> None:
+    """Each holds the write lock; a statement a device would keep heartbeats out for seconds."""
+    fleet = [api.enrolled() for _ in range(12)]
+    statements: list[str] = []
+    with api.db.begin() as c:
+        for _ in range(command_store.KEPT + 2):
+            sending.now += 1
+            sending.sender.order(c, "default", fleet, "logs")
+        event.listen(c.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+        sending.sender.order(c, "default", fleet, "logs")
+        kept = [len(command_store.of_device(c, "default", device, 1000)) for device in fleet]
+    ordering = [statement for statement in statements if not statement.startswith("SELECT")]
+    assert len(ordering) <= 4, ordering
+    assert kept == [command_store.KEPT] * 12
 
 
 def test_only_the_newest_are_kept(api: Any, sending: Sending) -> None:

@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from controller.devices.enrolment import Admit, Known, Refuse, Repeat, Token, decide, split
+from controller.devices.joining import enrol
+from tests.controller.devices.conftest import csr
 from wire.codec import decode
-from wire.enrolment import EnrolAnswer, fingerprint, parse_token
+from wire.enrolment import EnrolAnswer, EnrolRequest, fingerprint, parse_token
 
 NOW = 1_000.0
 KeyMaker = Callable[[], ec.EllipticCurvePrivateKey]
@@ -77,7 +79,13 @@ def test_a_lost_answer_is_given_again_to_the_same_key_only(api: Any, make_key: K
     joined, key = api.join_token(), make_key()
     first, second = api.enrol(joined, key).json(), api.enrol(joined, key).json()
     assert first["device"] == second["device"]
-    assert first["certificate_pem"] != second["certificate_pem"]
+    assert first["certificate_pem"] == second["certificate_pem"], "asking without end makes no heap of certificates"
+    with api.db.read() as c:
+        assert c.exec_driver_sql("SELECT count(*) FROM certificates").scalar_one() == 1
+    parsed = parse_token(joined)
+    request = EnrolRequest(token=f"{parsed.id}.{parsed.secret}", csr_pem=csr(key))
+    later = enrol(api.db, api.fleet, request, time.time() + 20 * 86_400)
+    assert (later.device, later.certificate_pem != first["certificate_pem"]) == (first["device"], True)
     other = api.enrol(joined, make_key())
     assert (other.status_code, other.json()["code"]) == (403, "token_used")
 
