@@ -19,27 +19,10 @@ from controller.builds import publish
 from controller.builds.api import BuilderApi
 from controller.builds.sign import builder_key
 from controller.errors import DeniedError
-from controller.trust import layout, metadata, repository, store
+from controller.trust import layout, metadata, repository
 from tests.controller.trust.conftest import TENANT, Device, Served, entry
 
 NewDevice = Callable[..., Device]
-
-
-def put(served: Served, role: str, data: bytes) -> None:
-    """What somebody who holds the database can do."""
-    document = Metadata.from_bytes(data)
-    with served.database.begin() as connection:
-        store.add(
-            connection,
-            tenant=TENANT,
-            role=role,
-            number=document.signed.version,
-            content=data,
-            length=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            expires=document.signed.expires.timestamp(),
-            at=time.time(),
-        )
 
 
 def sign_online(served: Served) -> None:
@@ -69,7 +52,7 @@ def test_stolen_online_keys_vouch_for_no_build(served: Served, new_device: NewDe
     role.targets[evil.path] = metadata.target(evil.path, evil.envelope, {})
     role.version += 1
     online = served.keeper.online(TENANT)
-    put(served, "generic", metadata.sign(role, [thief, online.snapshot, online.timestamp]))
+    served.put("generic", metadata.sign(role, [thief, online.snapshot, online.timestamp]))
     sign_online(served)
     with pytest.raises(UnsignedMetadataError):
         device.find(evil.path)
@@ -87,7 +70,7 @@ def test_stolen_online_keys_delegate_to_nobody(served: Served, new_device: NewDe
     top.delegations.keys[thief.public_key.keyid] = thief.public_key
     top.delegations.roles["generic"].keyids = [thief.public_key.keyid]
     top.version += 1
-    put(served, layout.TARGETS, metadata.sign(top, [thief, online.snapshot, online.timestamp]))
+    served.put(layout.TARGETS, metadata.sign(top, [thief, online.snapshot, online.timestamp]))
     sign_online(served)
     with pytest.raises(UnsignedMetadataError):
         device.find(entry(1).path)
@@ -100,7 +83,7 @@ def test_stolen_online_keys_make_no_root(served: Served, new_device: NewDevice) 
     root.version += 1
     root.roles[layout.TARGETS].keyids = []
     root.add_key(thief.public_key, layout.TARGETS)
-    put(served, layout.ROOT, metadata.sign(root, [thief, online.snapshot, online.timestamp]))
+    served.put(layout.ROOT, metadata.sign(root, [thief, online.snapshot, online.timestamp]))
     with pytest.raises(UnsignedMetadataError):
         device.find(entry(1).path)
 
@@ -113,7 +96,7 @@ def test_an_older_state_is_refused(served: Served, new_device: NewDevice) -> Non
     served.publish(2)
     device.must_find(entry(2).path)
     old.version = metadata.read(served.newest(layout.TIMESTAMP), Timestamp).signed.version + 1
-    put(served, layout.TIMESTAMP, metadata.sign(old, [served.keeper.online(TENANT).timestamp]))
+    served.put(layout.TIMESTAMP, metadata.sign(old, [served.keeper.online(TENANT).timestamp]))
     with pytest.raises(BadVersionNumberError):
         device.find(entry(2).path)
     assert late.find(entry(2).path) is None, "who saw nothing newer cannot know"

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
+from tuf.api.metadata import Root, Targets
 
 from controller.builds.sign import builder_key
 from controller.commands import ceremonies
 from controller.database.tables import trust_metadata
 from controller.errors import ControllerError, UnavailableError
-from controller.trust import layout, repository, store
+from controller.trust import layout, metadata, repository, store
 from controller.trust.keeping import Keeper
 from tests.controller.trust.conftest import Device, Done, Served, entry
 
@@ -444,3 +446,32 @@ def test_devices_take_a_restored_backup_once_the_online_keys_are_new(
         assert muster("keys", "rotate", role, *keys).code == 0
     device.must_find(PATH)
     assert device.find(entry(4).path) is None
+
+
+@pytest.mark.parametrize("forged", ["root", "targets"])
+def test_what_a_stolen_controller_shows_is_not_signed(
+    muster: Muster, media: dict[str, Path], served: Served, forged: str
+) -> None:
+    """It names keys of its own beside those that hold, and hopes that a renewal signs them along."""
+    assert begin(muster, media).code == 0
+    thieves = [CryptoSigner.generate_ed25519() for _ in range(3)]
+    root = metadata.read(served.newest(layout.ROOT), Root).signed
+    top = metadata.read(served.newest(layout.TARGETS), Targets).signed
+    if forged == "root":
+        for thief in thieves:
+            root.add_key(thief.public_key, layout.ROOT)
+        root.version += 1
+        served.put(layout.ROOT, metadata.sign(root, thieves))
+    else:
+        assert top.delegations is not None
+        top.delegations.keys |= {one.public_key.keyid: one.public_key for one in thieves}
+        assert top.delegations.roles is not None
+        for role in top.delegations.roles.values():
+            role.keyids = [thieves[0].public_key.keyid]
+        top.version += 1
+        served.put(layout.TARGETS, metadata.sign(top, thieves))
+    before = served.versions()
+    done = muster("keys", "renew", *[part for name in "abt" for part in ("--keys", media[name])])
+    assert (done.code, "are needed" in done.err) == (4, True), done.err
+    assert served.versions() == before
+    assert list(media["a"].glob("muster-ceremony-*")) == []
