@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 from securesystemslib.signer import Key  # type: ignore[attr-defined]
 from sqlalchemy import Connection
-from tuf.api.metadata import Root
+from tuf.api.metadata import Root, Targets
 
 from controller.database.connection import Database
 from controller.errors import ControllerError
@@ -126,9 +126,20 @@ def status(connection: Connection, tenant: str, keeper: Keeper) -> dict[str, Any
             {"role": role, "keyid": keyid, "threshold": root.signed.roles[role].threshold}
             for role in top
             for keyid in root.signed.roles[role].keyids
-        ],
+        ]
+        + [{"role": "builder", "keyid": keyid, "threshold": 1} for keyid in _builders(connection, tenant)],
         "online": {role: online.public(role).to_dict() for role in layout.ONLINE},
     }
+
+
+def _builders(connection: Connection, tenant: str) -> list[str]:
+    """Return the ids of the keys that vouch for builds, as the top-level targets name them."""
+    data = store.newest(connection, tenant, layout.TARGETS)
+    delegations = None if data is None else metadata.read(data, Targets).signed.delegations
+    roles = {} if delegations is None else delegations.roles or {}
+    return list(
+        dict.fromkeys(keyid for role in roles.values() if role.name != layout.SOFTWARE for keyid in role.keyids)
+    )
 
 
 def overdue(connection: Connection, tenant: str, now: float) -> list[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -88,7 +89,9 @@ def test_nothing_is_vouched_for_without_the_offline_keys_from_then_on(
     assert served.versions() == before
 
 
-def test_status_says_in_words_who_signs_what_and_what_must_be_done(muster: Muster, media: dict[str, Path]) -> None:
+def test_status_says_in_words_who_signs_what_and_what_must_be_done(
+    muster: Muster, media: dict[str, Path], served: Served
+) -> None:
     done = muster("keys", "status")
     assert "with keys for trial only" in done.out
     assert "`muster keys init` moves them away" in done.err
@@ -97,6 +100,7 @@ def test_status_says_in_words_who_signs_what_and_what_must_be_done(muster: Muste
     assert "people, with keys kept offline" in done.out
     assert "trial" not in done.out + done.err
     assert keyid(media["a"]) in done.out
+    assert re.search(rf"{served.builder_keyid()[:16]} +builder", done.out)
 
 
 def test_a_second_init_is_refused_and_leaves_nothing(muster: Muster, media: dict[str, Path]) -> None:
