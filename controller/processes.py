@@ -69,7 +69,7 @@ class Processes:
             await self._broker.stop()
 
     def _child(self, role: str) -> Child:
-        options = ["--data", str(self._installation.data)]
+        options = ["--data", str(self._installation.data), "--owner-pid", str(os.getpid())]
         if self._settings_file is not None:
             options += ["--settings", str(self._settings_file.absolute())]
         log_file = self._installation.data / "logs" / f"{role}.log"

@@ -54,6 +54,7 @@ def role(
     names: Annotated[list[str], typer.Argument(help="control, gateway, builder")],
     data_directory: DataOption = None,
     settings_file: SettingsOption = None,
+    owner_pid: Annotated[int, typer.Option(help="End when this process, the parent, is gone.")] = 0,
 ) -> None:
     """Run some of the controller's roles in this process, until it is asked to stop."""
     from controller.roles import run_roles
@@ -63,9 +64,9 @@ def role(
     if "gateway" in names:
         import uvloop
 
-        uvloop.run(run_roles(names, settings))  # half the gateway's time is its loop's
+        uvloop.run(run_roles(names, settings, owner_pid))  # half the gateway's time is its loop's
     else:
-        asyncio.run(run_roles(names, settings))
+        asyncio.run(run_roles(names, settings, owner_pid))
 
 
 def login(
