@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -90,8 +90,15 @@ class Installation:
 
     @property
     def api_url(self) -> str:
-        """Where devices and programs reach the API."""
-        return self.settings.api_url or f"https://{_bracketed(self.settings.host)}:{self.ports.api_port}"
+        """Where devices and programs reach the API, without a last "/"; devices keep it for good."""
+        if not self.settings.api_url:
+            return self.local_api_url
+        parts = urlsplit(self.settings.api_url)
+        if parts.scheme != "https" or not parts.hostname or _port_of(parts) is None or parts.query or parts.fragment:
+            raise InvalidError(
+                f"api_url {self.settings.api_url!r}: use https://HOST or https://HOST:PORT", "bad_api_url"
+            )
+        return self.settings.api_url.rstrip("/")
 
     @property
     def local_api_url(self) -> str:
@@ -113,9 +120,10 @@ class Installation:
         if not self.settings.broker_url:
             return self.settings.host, self.ports.mqtt_port
         parts = urlsplit(self.settings.broker_url)
-        if parts.scheme != "mqtts" or not parts.hostname:
+        port = _port_of(parts)
+        if parts.scheme != "mqtts" or not parts.hostname or port is None:
             raise InvalidError(f"broker_url {self.settings.broker_url!r}: use mqtts://HOST:PORT", "bad_broker_url")
-        return parts.hostname, parts.port or 8883
+        return parts.hostname, port or 8883
 
     @property
     def gateway_url(self) -> str:
@@ -299,6 +307,14 @@ def _free_port(taken: set[int]) -> int:
             port: int = probe.getsockname()[1]
         if port not in taken:
             return port
+
+
+def _port_of(parts: SplitResult) -> int | None:
+    """The port, 0 when none is named, None when it is no port."""
+    try:
+        return parts.port or 0
+    except ValueError:
+        return None
 
 
 def _bracketed(host: str) -> str:

@@ -113,3 +113,20 @@ def test_addresses_of_ipv6_are_bracketed(tmp_path: Path) -> None:
     made = prepare(msgspec.structs.replace(ANY_PORTS, data=str(tmp_path / "d"), host="::1"), NOW)
     assert made.api_url == f"https://[::1]:{made.ports.api_port}"
     assert made.tunnel_url.startswith("wss://[::1]:")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x", "ftp://x", "x", "https://", "https://x:99999", "https://x:y", "https://x?a=b"]
+)
+def test_an_address_that_devices_could_not_use_is_refused(tmp_path: Path, url: str) -> None:
+    made = prepare(msgspec.structs.replace(ANY_PORTS, data=str(tmp_path), api_url=url), NOW)
+    with pytest.raises(InvalidError, match="api_url"):
+        assert made.api_url
+    broker = prepare(msgspec.structs.replace(ANY_PORTS, data=str(tmp_path), broker_url="mqtts://x:99999"), NOW)
+    with pytest.raises(InvalidError, match="broker_url"):
+        assert broker.mqtt_port
+
+
+def test_the_address_for_devices_has_no_slash_at_its_end(tmp_path: Path) -> None:
+    made = prepare(msgspec.structs.replace(ANY_PORTS, data=str(tmp_path), api_url="https://fleet.example:8443/"), NOW)
+    assert made.api_url == "https://fleet.example:8443"
