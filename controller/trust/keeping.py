@@ -79,6 +79,7 @@ class Keeper:
             arguments = (self.trial_directory(tenant), self.builders, self.profiles, online, now)
             if trial.keep(connection, tenant, *arguments):
                 return [layout.ROOT, layout.TARGETS, *layout.ONLINE]
+            trial.retire(self.trial_directory(tenant), root)  # what a crash after a ceremony left
             expiry = {row.role: row.expires for row in store.roles(connection, tenant)}
             if layout.due(layout.SNAPSHOT, expiry[layout.SNAPSHOT], now):
                 repository.sign_again(connection, tenant, online, now)

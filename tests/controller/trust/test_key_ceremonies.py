@@ -18,7 +18,7 @@ from controller.builds.sign import builder_key
 from controller.commands import ceremonies
 from controller.database.tables import trust_metadata
 from controller.errors import ControllerError, UnavailableError
-from controller.trust import layout, metadata, repository, store
+from controller.trust import layout, metadata, repository, store, trial
 from controller.trust.keeping import Keeper
 from tests.controller.trust.conftest import Device, Done, Served, entry
 
@@ -479,3 +479,17 @@ def test_what_a_stolen_controller_shows_is_not_signed(
     assert (done.code, "are needed" in done.err) == (4, True), done.err
     assert served.versions() == before
     assert list(media["a"].glob("muster-ceremony-*")) == []
+
+
+def test_trial_keys_that_a_crash_left_are_removed_at_the_next_look(
+    muster: Muster, media: dict[str, Path], served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = served.keeper.trial_directory("acme")
+    assert served.keeper.keep("acme", time.time()) == []
+    assert directory.exists(), "they still hold"
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "retire", lambda *_: False)
+        assert begin(muster, media).code == 0
+    assert directory.exists()
+    assert served.keeper.keep("acme", time.time()) == []
+    assert not directory.exists()
