@@ -493,3 +493,15 @@ def test_trial_keys_that_a_crash_left_are_removed_at_the_next_look(
     assert directory.exists()
     assert served.keeper.keep("acme", time.time()) == []
     assert not directory.exists()
+
+
+def test_older_delegations_are_not_signed_again(muster: Muster, media: dict[str, Path], served: Served) -> None:
+    """They may name a builder that was revoked since."""
+    assert begin(muster, media).code == 0
+    keys = [part for name in "abt" for part in ("--keys", media[name])]
+    assert muster("keys", "renew", *keys).code == 0
+    with served.database.begin() as connection:
+        newest = (trust_metadata.c.role == layout.TARGETS) & (trust_metadata.c.version == 3)
+        connection.execute(trust_metadata.delete().where(newest))
+    done = muster("keys", "renew", *keys)
+    assert (done.code, "version 3 was signed before" in done.err) == (4, True), done.err
