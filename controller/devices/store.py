@@ -20,6 +20,7 @@ from controller.devices.sequence import Duplicate, Fresh, Gap, Held
 from controller.errors import NotFoundError
 from wire.messages import Facts, Reported, State
 
+FORGOTTEN: Final = 90 * 86_400.0  # seconds after its end that a join token is kept
 CLOCKS_DIFFER: Final = 60.0  # seconds: what lies further ahead was written under a clock that was wrong
 DeviceRow = Row[*tuple[Any, ...]]
 _SHOWN: Final = [
@@ -32,7 +33,9 @@ LISTED: Final = [column for column in _SHOWN if column.name != "facts"]
 
 
 def add_join_token(connection: Connection, token: Token, created: float) -> None:
-    """Store a join token by the hash of its secret."""
+    """Store a join token by the hash of its secret; drop those that ended long ago and that nobody joined with."""
+    with_it = select(devices.c.id).where(devices.c.join_token == join_tokens.c.id)
+    connection.execute(delete(join_tokens).where(join_tokens.c.expires < created - FORGOTTEN, ~with_it.exists()))
     connection.execute(
         insert(join_tokens).values(
             id=token.id,

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from controller.database.tables import api_tokens, login_codes, sessions, tenants
 
+FORGOTTEN: Final = 90 * 86_400.0  # seconds that a token is kept after it expired or was revoked
 MAX_SESSIONS: Final = 50  # of one token, and as many login codes
 TokenRow = Row[tuple[str, str, str, str, str, float, float | None, float | None]]
 
@@ -38,7 +39,12 @@ def add_token(
     created: float,
     expires: float | None,
 ) -> None:
-    """Store an API token by the hash of its secret."""
+    """Store an API token by the hash of its secret; drop those that ended long ago, whom only the audit trail knows."""
+    before = created - FORGOTTEN
+    old = select(api_tokens.c.id).where(or_(api_tokens.c.expires < before, api_tokens.c.revoked < before))
+    for table in (sessions, login_codes):
+        connection.execute(delete(table).where(table.c.token_id.in_(old)))
+    connection.execute(delete(api_tokens).where(api_tokens.c.id.in_(old)))
     connection.execute(
         insert(api_tokens).values(
             id=token,

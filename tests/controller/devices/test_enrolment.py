@@ -90,6 +90,19 @@ def test_a_lost_answer_is_given_again_to_the_same_key_only(api: Any, make_key: K
     assert (other.status_code, other.json()["code"]) == (403, "token_used")
 
 
+def test_join_tokens_that_ended_long_ago_are_forgotten_unless_a_device_has_them(api: Any) -> None:
+    joined, unused = api.join_token(), parse_token(api.join_token()).id
+    assert api.enrol(joined).status_code == 200
+    used = parse_token(joined).id
+    with api.db.begin() as c:
+        c.execute(text("UPDATE join_tokens SET expires = expires - 91 * 86400"))
+    api.join_token()
+    with api.db.read() as c:
+        kept = set(c.scalars(text("SELECT id FROM join_tokens")))
+    assert used in kept
+    assert unused not in kept
+
+
 def test_a_token_for_two_admits_two(api: Any) -> None:
     joined = api.join_token(uses=2)
     answers = [api.enrol(joined) for _ in range(3)]

@@ -136,6 +136,19 @@ def test_sessions_and_login_codes_of_a_token_are_bounded(db: Database, admin: st
         assert tokens.verify_session(c, tokens.open_session(c, codes[5], NOW + 60), NOW + 61)
 
 
+def test_tokens_that_ended_long_ago_are_forgotten_with_what_hung_on_them(db: Database, admin: str) -> None:
+    with db.begin() as c:
+        short = tokens.make(c, tenant="default", name="short", role="viewer", now=NOW, expires=NOW + 60)
+        revoked = tokens.make(c, tenant="default", name="revoked", role="viewer", now=NOW)
+        tokens.begin_session(c, short.id, NOW)
+        tokens.make_login_code(c, short.id, NOW)
+        tokens.revoke(c, "default", revoked.id, NOW + 61)
+        for later, kept in ((store.FORGOTTEN + 60, 4), (store.FORGOTTEN + 62, 3)):
+            tokens.make(c, tenant="default", name="n", role="viewer", now=NOW + later)
+            assert len(store.tokens_of(c, "default", 100)) == kept
+        assert {row.name for row in store.tokens_of(c, "default", 100)} == {"first-admin", "n"}
+
+
 def test_the_newest_tokens_are_listed_whatever_was_made_before(
     client: TestClient, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
