@@ -10,11 +10,12 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from tuf.api.metadata import Root
 
 from controller.builds import store
 from controller.tenants.access import Principal
 from controller.tenants.guard import permit
-from controller.trust import repository
+from controller.trust import metadata, repository
 from controller.trust.routes import Db, OurKeeper, RolesRequest, record_roles
 
 router = APIRouter(tags=["trust"])
@@ -27,12 +28,13 @@ def put_roles(
     """Take new versions of delegated roles, all or none. 409 ("not_next") when somebody else was first: read again."""
     now, tenant = time.time(), principal.tenant
     with db.begin() as connection:
+        root = metadata.read(repository.require_root(connection, tenant), Root)
         taken = repository.take_roles(
             connection,
             tenant,
             asked.roles,
             lambda _path, length, sha256: store.artifact_size(connection, tenant, sha256) == length,
-            keep.online(tenant),
+            keep.online_for(tenant, root.signed),
             now,
         )
         record_roles(connection, principal, taken, now)

@@ -9,6 +9,7 @@ them can show devices an old state for a week, and no build that a builder did n
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,7 @@ from controller.trust import layout, metadata, store
 from controller.trust.keys import OnlineKeys
 
 SLACK: Final = 3600.0  # seconds by which a signer's clock may be ahead of ours
+MAX_CUSTOM: Final = 1024  # bytes of what a builder says about one target: every device of the profile reads it
 MAX_DOCUMENTS: Final = 1 + 2**layout.BIN_BITS
 Holds = Callable[[str, int, str], bool]  # (path, length, sha256): whether that very file can be fetched here
 
@@ -216,9 +218,11 @@ def _check_alive(role: str, document: Metadata[Any], now: float) -> None:
 
 def _check_shape(role: str, profile: str, signed: Targets, above: Targets) -> None:
     """A profile's role speaks of its own builds only, and delegates to nobody but its bins, under its own keys."""
-    for path in signed.targets:
+    for path, entry in signed.targets.items():
         if layout.profile_of(path) != profile:
             raise InvalidError(f"{role} cannot vouch for {path[:200]!r}", "bad_path")
+        if len(json.dumps(entry.unrecognized_fields)) > MAX_CUSTOM:
+            raise InvalidError(f"{path}: `custom` has at most {MAX_CUSTOM} bytes", "bad_metadata")
     delegations = signed.delegations
     if delegations is None:
         return

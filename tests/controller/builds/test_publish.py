@@ -12,7 +12,7 @@ from tuf.api.metadata import Targets
 
 from controller.builds.publish import Entry, Vouching
 from controller.builds.sign import builder_key
-from controller.errors import ConflictError, DeniedError
+from controller.errors import ConflictError, DeniedError, InvalidError
 from controller.trust import layout, metadata, repository
 from controller.trust import store as trust_store
 from wire.envelope import decode_public_key
@@ -124,6 +124,12 @@ async def test_a_path_of_another_profile_is_refused(site: Site) -> None:
     role.targets[path] = metadata.target(path, b"x", {})
     with pytest.raises(Exception, match="cannot vouch for"):
         await api.hand_in({PROFILE: Vouching(api, site.key)._sign(PROFILE, role, NOW)})
+
+
+async def test_what_is_said_about_a_build_is_bounded(site: Site) -> None:
+    talkative = dataclasses.replace(entry(1), custom={"notes": "x" * 2000})
+    with pytest.raises(InvalidError, match="at most 1024 bytes"):
+        await Vouching(Direct(site), site.key).add("acme", PROFILE, [talkative], NOW)
 
 
 async def test_a_file_that_is_not_here_is_not_vouched_for(site: Site) -> None:
