@@ -18,6 +18,7 @@ from controller.audit.store import record
 from controller.builds import store as builds_store
 from controller.database.connection import Database
 from controller.database.http import database
+from controller.devices import store as devices_store
 from controller.errors import ConflictError, NotFoundError
 from controller.rollouts import store
 from controller.rollouts.fleet_store import FleetReader
@@ -255,6 +256,8 @@ def list_device_executions(
 ) -> dict[str, Any]:
     """Return a device's newest executions."""
     with db.read() as connection:
+        if devices_store.find_device(connection, principal.tenant, device) is None:
+            raise NotFoundError(f"there is no device {device!r} in tenant {principal.tenant}", "no_device")
         rows = store.executions_of_device(connection, principal.tenant, device, limit)
     return {"executions": [_execution(row) for row in rows]}
 

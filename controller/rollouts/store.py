@@ -22,6 +22,7 @@ from wire.execution import TERMINAL, ExecutionState
 from wire.messages import ExecutionReport
 
 REVERTING: Final = -1  # the stage of an execution that takes a device back
+MAX_FIGURES: Final = 64  # of one execution
 MAX_EVENTS: Final = 256  # of one execution; later transitions move its state and are not listed
 MAX_CONTINUOUS: Final = 32
 CHUNK: Final = 500  # ids in one statement
@@ -330,10 +331,17 @@ def record_report(connection: Connection, device: str, report: ExecutionReport, 
             "b_now": received,
             "b_has_fault": fault is not None,
             "b_fault": fault,
-            "b_figures": (row.figures or {}) | report.figures or None,
+            "b_figures": _merged(row.figures or {}, report.figures) or None,
         },
     )
     return Recorded.MOVED
+
+
+def _merged(held: dict[str, float], told: dict[str, float]) -> dict[str, float]:
+    """Names come from the device: no more than so many are kept, the first ones."""
+    room = MAX_FIGURES - len(held)
+    fresh = [name for name in told if name not in held][: max(room, 0)]
+    return held | {name: value for name, value in told.items() if name in held or name in fresh}
 
 
 def _rollouts() -> Any:

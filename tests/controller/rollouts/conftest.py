@@ -150,7 +150,14 @@ class Site:
     def item(self, device: str, component: str = "model:digits") -> Item:
         return next(item for item in self.sent[device].items if item.component == component)
 
-    def report(self, device: str, state: str, item: Item | None = None, at: float | None = None) -> store.Recorded:
+    def report(
+        self,
+        device: str,
+        state: str,
+        item: Item | None = None,
+        at: float | None = None,
+        figures: dict[str, float] | None = None,
+    ) -> store.Recorded:
         item = item or self.item(device)
         report = ExecutionReport(
             stream="stream-1",
@@ -163,7 +170,7 @@ class Site:
             origin="test",
             state=state,
             fault=Fault(phase="WARMING", code="golden", message="wrong numbers") if state == "FAILED" else None,
-            figures={"p50_ms": 1.5} if state == "SUCCEEDED" else {},
+            figures=figures or ({"p50_ms": 1.5} if state == "SUCCEEDED" else {}),
         )
         with self.database.begin() as connection:
             return store.record_report(connection, device, report, self.clock)

@@ -48,6 +48,21 @@ async def test_every_transition_is_kept_with_its_time(site: Any) -> None:
     assert row.figures == {"p50_ms": 1.5}
 
 
+async def test_figures_are_bounded_whatever_a_device_calls_them(site: Any) -> None:
+    (device,) = site.add_devices(range(1))
+    site.add_build(1)
+    site.roll_out(1)
+    await site.loop.turn()
+    for turn in range(4):
+        site.report(device, "DOWNLOADING", figures={f"f{turn}-{number}": 1.0 for number in range(50)})
+    site.report(device, "INSTALLING", figures={"f0-0": 2.0})
+    with site.database.read() as connection:
+        row = store.find_execution(connection, TENANT, site.item(device).execution)
+    assert row is not None
+    assert len(row.figures) == store.MAX_FIGURES
+    assert row.figures["f0-0"] == 2.0, "what is known already still moves"
+
+
 async def test_a_failed_canary_takes_the_rollout_back(site: Any) -> None:
     devices = site.add_devices(range(5))
     first, second = site.add_build(1), site.add_build(2)
