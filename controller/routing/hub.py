@@ -2,13 +2,16 @@
 
 Invariant: every open tunnel belongs to a device that is registered and not revoked, as of the newest registry. A newer
 tunnel of a device replaces the older one at once. A device that says nothing for ``SUSPECT_AFTER`` is asked last, and
-after ``CLOSED_AFTER`` its tunnel is closed. Does not carry requests (`tunnels.py`) and does not choose devices.
+after ``CLOSED_AFTER`` its tunnel is closed. A device that vanished with requests in hand is asked last for a while,
+also when it is back at once: one that each request brings down would else be asked first each time. Does not carry
+requests (`tunnels.py`) and does not choose devices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
@@ -29,6 +32,7 @@ PATH: Final = "/tunnel"
 SUSPECT_AFTER: Final = 1.5  # seconds; a status comes each second (wire 9.4)
 CLOSED_AFTER: Final = 3.0
 CONTESTED: Final = 3  # times in a row that a tunnel which was well is replaced: no network does that
+MAX_VANISHED: Final = 10_000
 _TICK: Final = 0.25
 
 log = structlog.get_logger()
@@ -44,6 +48,7 @@ class Hub:
         self._max_answer = max_answer
         self._max_tunnels = max_tunnels
         self._tunnels: dict[str, Tunnel] = {}
+        self._vanished: OrderedDict[str, LiveDevice] = OrderedDict()  # at most MAX_VANISHED, the newest
         view.subscribe(self._close_all_revoked)
 
     def __len__(self) -> int:
@@ -76,6 +81,9 @@ class Hub:
         )
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": []})
         older = self._tunnels.get(device)  # from here to its replacement nothing waits: there is never a gap
+        before = self._vanished.pop(device, None) if older is None else older.live
+        if before is not None:
+            tunnel.live.inherit(before)
         if older is not None:
             self._note_contest(older, tunnel, scope, now)
             older.close(REPLACED, "a newer tunnel of this device replaced this one", replaced=True)
@@ -149,7 +157,14 @@ class Hub:
             )
 
     def _closed(self, tunnel: Tunnel) -> None:
-        self._view.standings.remove(tunnel.live)
+        live = tunnel.live
+        self._view.standings.remove(live)
+        if live.outstanding and tunnel.lost:
+            live.suspect(asyncio.get_running_loop().time())
+        if live.troubles and not tunnel.replaced:
+            self._vanished[live.device] = live
+            if len(self._vanished) > MAX_VANISHED:
+                self._vanished.popitem(last=False)
         if self._tunnels.get(tunnel.live.device) is tunnel:
             del self._tunnels[tunnel.live.device]
             self._metrics.tunnels.dec()

@@ -48,6 +48,10 @@ class LiveDevice:
             self.troubles += 1
         self.suspect_until = now + min(SUSPECT_SECONDS * 2 ** min(self.troubles - 1, 8), SUSPECT_MAX)
 
+    def inherit(self, older: LiveDevice) -> None:
+        """Take over how the same device stood before it connected anew: that alone proves nothing."""
+        self.troubles, self.suspect_until = older.troubles, older.suspect_until
+
     def answered(self) -> None:
         """Note that the device has answered in time."""
         if self.troubles:

@@ -33,6 +33,9 @@ PROTOCOL_ERROR: Final = 1002
 REVOKED: Final = 4003
 REPLACED: Final = 4009
 SILENT: Final = 4008
+CLOSED: Final = 1000
+ENDED: Final = 1001
+_BY_THE_DEVICE: Final = frozenset({CLOSED, ENDED, PROTOCOL_ERROR, SILENT})
 
 log = structlog.get_logger()
 _decode_response = msgspec.json.Decoder(ResponseHead).decode
@@ -74,6 +77,11 @@ class Tunnel:
         self._close_code = 1000
         self.close_reason = ""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was the device that let go: it closed the tunnel, broke the contract or fell silent."""
+        return self.closed and self._close_code in _BY_THE_DEVICE
 
     # requests
 
@@ -128,7 +136,7 @@ class Tunnel:
             try:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self.close(1001, "the tunnel ended")
+                self.close(ENDED, "the tunnel ended")
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -179,7 +187,7 @@ class Tunnel:
         while True:
             message: Message = await receive()
             if message["type"] == "websocket.disconnect":
-                self.close(1000, "the device closed the tunnel")
+                self.close(CLOSED, "the device closed the tunnel")
                 return
             self.live.last_heard = self._loop.time()
             try:

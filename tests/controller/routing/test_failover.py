@@ -208,6 +208,29 @@ async def test_a_request_that_brings_devices_down_stops_after_the_second(house):
     assert sum(len(one.asked) for one in devices) == 2
 
 
+async def test_a_device_that_each_request_brings_down_is_asked_last_also_when_it_is_back(house, eventually):
+    async def dies(device, asked):
+        device.cut()
+
+    bad, good = await house.join(respond=dies), await house.join()
+    bad.p50_ms, good.p50_ms = 1.0, 500.0
+    await bad.say()
+    await good.say()
+    for _ in range(40):
+        assert (await house.infer()).status_code == 200
+        if bad.asked:
+            break
+    await asyncio.wait_for(bad.closed.wait(), 5)
+    await bad.connect()
+    await house.until_tunnels(2)
+    for _ in range(10):
+        answer = await house.infer()
+        assert (answer.headers["muster-device"], answer.headers["muster-attempts"]) == (good.id, "1")
+    assert len(bad.asked) == 1
+    bad.respond, good.respond = good.respond, dies  # asked last is not never: alone it answers, and is well again
+    assert (await house.infer()).headers["muster-device"] == bad.id
+
+
 async def test_a_silent_device_is_told_that_nobody_waits_and_its_late_answer_is_counted(house, eventually):
     slow, good = await house.join(respond=silent), await house.join()
     slow.p50_ms, good.p50_ms = 1.0, 900.0
