@@ -159,8 +159,8 @@ def _fetch_trust(address: Address, token: JoinToken) -> tuple[bytes, TrustBundle
     )
     if enrolment.fingerprint(raw) != token.fingerprint:
         raise TrustError(
-            f"{address} is not the controller that the join token is for: its fingerprint differs. Check the address, "
-            "or make a new token with `muster tokens join` there",
+            f"{address} is not the controller that the join token is for: its fingerprint differs. Check the address; "
+            "if the fleet's keys were changed since, make a new token with `muster tokens join` there",
             "wrong_fingerprint",
         )
     return raw, _read_bundle(raw)
