@@ -251,6 +251,7 @@ def _newcomers(view: _Look, stage: Stage) -> list[Step]:
 
 
 def _assign(view: _Look, stage: Stage, seen: Observations, waiting: Mapping[str, Fit | Unfit]) -> list[Step]:
+    # Who missed its time and came back is not counted: nobody watches it any more, so it could hold its place for ever.
     slots = view.rollout.policy.max_in_flight - sum(
         how is Seen.PENDING and view.fleet.devices[device].online and _at_work(view.executions.get(device, {}))
         for device, how in seen.standing.items()
