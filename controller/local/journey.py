@@ -56,6 +56,8 @@ class Journey:
             )
             for reason in row["reasons"]:
                 self._steps.note(f"    {reason}")
+        if (await asyncio.to_thread(self._api.get, "/api/v1/trust"))["trial"]:
+            self._steps.note("all signing keys lie on this machine: for trial only (`muster keys init` moves them)")
 
     async def _train_and_push(self, arch: str) -> None:
         from controller.local import sample

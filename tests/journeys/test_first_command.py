@@ -70,6 +70,7 @@ def test_the_first_command_twice_in_a_clean_home(home: Path) -> None:
     assert shown is not None
     assert shown[1] == shown[2]
     assert "published" in first.stderr
+    assert "for trial only" in first.stderr
     data = home / ".local/share/muster"
     assert data.is_dir()
     identity = (data / "devices/device-1/identity/certificate.pem").read_bytes()
